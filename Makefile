@@ -1,0 +1,42 @@
+# `make demo` and `make test` set up by themselves; what they do is in tools/bootstrap.py.
+# PYTHON=python3.12 chooses the interpreter, CMAKE_ARGS="-DGGML_CUDA=on" builds for an NVIDIA GPU,
+# ARGS goes to the command: make demo ARGS='--duration 20', make test ARGS='-m "not slow"'.
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+BOOTSTRAP_ARGS := $(if $(filter file,$(origin PYTHON)),,--this-python)
+
+# A sourced ROS has its own rclpy for its own Python: the wheels in .venv must not meet it.
+unexport PYTHONPATH PYTHONHOME _ROS_WHEELS_BOOTSTRAP_COMPLETE
+ifdef AMENT_PREFIX_PATH
+unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH RMW_IMPLEMENTATION
+endif
+
+.DEFAULT_GOAL := setup
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo 'make          set up .venv (pinned, no ROS needed); the first time builds llama.cpp'
+	@echo 'make demo     run the simulated robot for a minute and write runs/<time>/report.html'
+	@echo 'make test     run every test'
+	@echo 'make lint     ruff and mypy --strict'
+	@echo 'make clean    remove .venv and what was built; runs/ and downloaded models stay'
+
+setup:
+	@command -v '$(PYTHON)' >/dev/null || \
+	  { echo "setup: no '$(PYTHON)' here: sudo apt install python3 python3-venv" >&2; exit 1; }
+	@'$(PYTHON)' tools/bootstrap.py $(BOOTSTRAP_ARGS)
+
+demo: setup
+	@$(BIN)/smallm demo $(ARGS)
+
+test: setup
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
