@@ -1,0 +1,75 @@
+"""Where the milliseconds go: what a batch of n tokens costs, and whether a plan fits.
+
+`t(n)` is measured when the model is loaded and follows what is measured since, in two parts: a
+hot chip or a busy neighbour makes every batch slower by a factor (the median of recent ratios),
+and now and then a batch waits for a core, whatever its size (a high quantile of what is left).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
+
+WINDOW = 64
+"""Batches whose cost is remembered: with two passes at 3 Hz, the last ten seconds."""
+QUANTILE = 0.95
+"""Of the waits: a plan is admitted if at most one batch in twenty would overrun it."""
+SPREAD = 1.1
+
+
+class CostModel:
+    """The measured cost of one batch, in nanoseconds, as a function of its tokens."""
+
+    def __init__(self, points: Sequence[tuple[int, int]]) -> None:
+        """Take (tokens, median nanoseconds) points, at least two, tokens ascending."""
+        if len(points) < 2 or any(a[0] >= b[0] for a, b in pairwise(points)):
+            raise ValueError(f'cost model: at least two points of ascending size, not {points}')
+        self.points = tuple(points)
+        self._recent: deque[tuple[int, int]] = deque(maxlen=WINDOW)
+        """(idle cost, real cost) of the last batches."""
+
+    def idle_ns(self, tokens: int) -> int:
+        """Return the cost measured at start: linear between the points and beyond the last."""
+        sizes = [size for size, _ in self.points]
+        right = min(max(bisect_left(sizes, tokens), 1), len(self.points) - 1)
+        (n0, t0), (n1, t1) = self.points[right - 1], self.points[right]
+        return max(1, round(t0 + (t1 - t0) * (tokens - n0) / (n1 - n0)))
+
+    def median_ns(self, tokens: int) -> int:
+        """Return the expected cost now."""
+        return round(self.idle_ns(tokens) * self._factor())
+
+    def bound_ns(self, *batches: int) -> int:
+        """Return the cost that admits a plan of batches of these sizes, one after the other."""
+        factor = max(1.0, self._factor())
+        expected = sum(self.idle_ns(tokens) for tokens in batches) * factor
+        return round((expected + self._wait_ns(factor)) * SPREAD)
+
+    def measured(self, tokens: int, took_ns: int) -> None:
+        """Take in what a batch of `tokens` really cost."""
+        self._recent.append((self.idle_ns(tokens), took_ns))
+
+    def relax(self) -> None:
+        """Forget the oldest quarter of the measurements, after a refusal.
+
+        What is refused is not measured: without this, one slow stretch would refuse for ever. With
+        it, at most a few decisions in a row are refused before one is tried again.
+        """
+        for _ in range((len(self._recent) + 3) // 4):
+            self._recent.popleft()
+
+    def _factor(self) -> float:
+        return median(took / idle for idle, took in self._recent) if self._recent else 1.0
+
+    def _wait_ns(self, factor: float) -> float:
+        waits = sorted(took - idle * factor for idle, took in self._recent)
+        return max(0.0, waits[math.ceil(QUANTILE * len(waits)) - 1]) if waits else 0.0
+
+
+def fits(now_ns: int, deadline_ns: int, cost_ns: int) -> bool:
+    """Return whether work of this cost, begun now, ends by the deadline."""
+    return now_ns + cost_ns <= deadline_ns

@@ -1,0 +1,214 @@
+"""One decision tick's record, with all that is needed to understand and repeat it.
+
+Every tick leaves exactly one, however it ended. Over many, what counts is the share of ticks that
+were served, the tail of the latency and the causes of the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from smallm_ros.core.action import Decision
+from smallm_ros.core.clock import MS
+
+Outcome = Literal['decided', 'unsure', 'missed', 'refused', 'cancelled', 'unfit', 'no_engine']
+"""`unsure` is an answer below `min_confidence`; `unfit` lacked a required sensor; only `decided`
+became a command."""
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+
+class SegmentRecord(BaseModel):
+    """A piece of the dynamic prompt as it was sent."""
+
+    model_config = ConfigDict(frozen=True, extra='forbid')
+
+    name: str
+    text: str
+    priority: int
+
+
+class DecisionRecord(BaseModel):
+    """One decision tick, from what was seen to what was asked of the base."""
+
+    model_config = ConfigDict(frozen=True, extra='forbid')
+
+    version: Literal[1] = 1
+    policy: str
+    session: str
+    request: Annotated[int, Field(ge=0)]
+    """0 when nothing was asked."""
+    tick_ns: int
+    """Steady time of the decision tick."""
+    ros_now_ns: int
+    observation_stamp_ns: int
+    """ROS stamp of the oldest required reading; 0 when there is none."""
+    arrival_ns: int
+    """Steady arrival of the newest required reading; 0 when there is none."""
+    deadline_ns: int
+    ended_ns: int
+    """Steady time at which the tick's outcome was known in the policy node."""
+    outcome: Outcome
+    why: str
+    """Empty for `decided`; else the cause in words."""
+    segments: tuple[SegmentRecord, ...]
+    dropped: tuple[str, ...] = ()
+    ages_ms: dict[str, float]
+    """Age of each sensor's reading at the tick, by stamp (by arrival where the stamp is unfit)."""
+    action: str = ''
+    parameters: dict[str, str] = Field(default_factory=dict)
+    linear_x_m_s: float = 0.0
+    angular_z_rad_s: float = 0.0
+    command_sequence: int = 0
+    """0 when no command left."""
+    decision: Decision | None = None
+    model_sha256: str = ''
+
+    @property
+    def latency_ns(self) -> int:
+        """From the arrival of the newest required reading to the known outcome."""
+        return self.ended_ns - self.arrival_ns
+
+
+# --- many records ---------------------------------------------------------------------------
+
+SOLID_SAMPLES = 100
+"""A p99 of fewer samples than this is little more than their maximum, and says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Nearest-rank percentiles: each is a value that was seen. There is no mean here."""
+
+    n: int
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Percentiles | None:
+        """Return the percentiles of `values`, or None when there are none."""
+        ordered = sorted(values)
+        n = len(ordered)
+        if n == 0:
+            return None
+
+        def rank(percent: int) -> float:
+            return ordered[max(0, -(-percent * n // 100) - 1)]
+
+        return cls(n=n, p50=rank(50), p90=rank(90), p99=rank(99), max=ordered[-1])
+
+    @property
+    def thin(self) -> bool:
+        """Whether there are too few samples for the p99 to mean more than the maximum."""
+        return self.n < SOLID_SAMPLES
+
+
+@dataclass(frozen=True, slots=True)
+class CauseCount:
+    """How many ticks ended this way, for this reason."""
+
+    outcome: Outcome
+    why: str
+    """With `#` for every number, so that like causes count as one."""
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What many decision ticks come to."""
+
+    ticks: int
+    outcomes: Mapping[Outcome, int]
+    """Every outcome, those that never happened as 0."""
+    latency_ms: Percentiles | None
+    """Arrival of the newest required reading to the known outcome, of decided ticks."""
+    late: int
+    """Decided ticks whose outcome was known after their deadline: a broken promise."""
+    passes: Mapping[int, int]
+    """Number of decided ticks by forward passes."""
+    prompt_tokens: Percentiles | None
+    evaluated_tokens: Percentiles | None
+    reused_tokens: Percentiles | None
+    confidence: Percentiles | None
+    """Of decided and unsure ticks; mind that here low is bad."""
+    ages_ms: Mapping[str, Percentiles]
+    """Age of each sensor's reading over all ticks that had one."""
+    causes: tuple[CauseCount, ...]
+    """Ticks that did not decide, most frequent first."""
+    trimmed: int
+    """Ticks whose prompt lost a segment."""
+
+    @property
+    def served(self) -> int:
+        """Ticks that ended with a decision."""
+        return self.outcomes['decided']
+
+    @property
+    def share_served(self) -> float:
+        """Share of ticks that ended with a decision; 0 when there were none."""
+        return self.served / self.ticks if self.ticks else 0.0
+
+    @property
+    def passes_max(self) -> int:
+        """Most forward passes that one decision took; 0 when there were none."""
+        return max(self.passes, default=0)
+
+
+_NUMBER = re.compile(r'\d+(?:\.\d+)?')
+
+
+def summarise(records: Iterable[DecisionRecord]) -> Statistics:
+    """Count and rank many records."""
+    ticks = 0
+    late = 0
+    trimmed = 0
+    outcomes: Counter[Outcome] = Counter()
+    causes: Counter[tuple[Outcome, str]] = Counter()
+    latencies_ms: list[float] = []
+    answers: list[Decision] = []
+    ages_ms: dict[str, list[float]] = {}
+    passes: Counter[int] = Counter()
+    for record in records:
+        ticks += 1
+        outcomes[record.outcome] += 1
+        trimmed += bool(record.dropped)
+        for sensor, age_ms in record.ages_ms.items():
+            ages_ms.setdefault(sensor, []).append(age_ms)
+        if record.decision is not None:
+            answers.append(record.decision)
+        if record.outcome == 'decided':
+            latencies_ms.append(record.latency_ns / MS)
+            late += record.ended_ns > record.deadline_ns
+            if record.decision is not None:
+                passes[record.decision.tokens.passes] += 1
+        else:
+            causes[(record.outcome, _NUMBER.sub('#', record.why))] += 1
+    return Statistics(
+        ticks=ticks,
+        outcomes={outcome: outcomes[outcome] for outcome in OUTCOMES},
+        latency_ms=Percentiles.of(latencies_ms),
+        late=late,
+        passes=dict(sorted(passes.items())),
+        prompt_tokens=Percentiles.of(a.tokens.prompt for a in answers),
+        evaluated_tokens=Percentiles.of(a.tokens.evaluated for a in answers),
+        reused_tokens=Percentiles.of(a.tokens.reused for a in answers),
+        confidence=Percentiles.of(a.confidence for a in answers),
+        ages_ms={
+            sensor: found for sensor, values in ages_ms.items()
+            if (found := Percentiles.of(values)) is not None
+        },
+        causes=tuple(
+            CauseCount(outcome, why, n) for (outcome, why), n in sorted(
+                causes.items(), key=lambda item: (-item[1], item[0])
+            )
+        ),
+        trimmed=trimmed,
+    )

@@ -1,0 +1,203 @@
+"""What the policy node and the engine say to each other, as values.
+
+A client declares its action space and the static part of its prompt once, then asks. Each
+question carries an absolute steady deadline and gets exactly one answer: decided, refused (before
+any work), missed (after some), or cancelled. How these become bytes is `engine/wire`.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from smallm_ros.core.action import Decision
+
+
+class Role(str, enum.Enum):
+    """Who speaks in the static part of a prompt."""
+
+    USER = 'user'
+    ASSISTANT = 'assistant'
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """A policy's static part: evaluated once, pinned in KV, shared by all its questions."""
+
+    space: str
+    """Name of this declaration: a digest of all that follows."""
+    system: str
+    examples: tuple[tuple[str, str], ...]
+    """(observation, answer) turns before the question."""
+    answers: tuple[str, ...]
+    """Complete answer text of every leaf of the action space; leaf i is answers[i]."""
+    max_prompt_tokens: int
+    """Limit of the dynamic part, in tokens."""
+    references: tuple[str, ...] = ()
+    """Dynamic texts over which the model's bias is measured and then subtracted, or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of the dynamic prompt, slowest changing first."""
+
+    name: str
+    text: str
+    priority: int
+    """0 is dropped last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One request for a decision."""
+
+    request: int
+    """Increases by one with every question of a client."""
+    space: str
+    deadline_ns: int
+    """Absolute steady time by which the answer must be known."""
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The client takes a question back; it is still answered, once."""
+
+    request: int
+
+
+class RefusedWhy(str, enum.Enum):
+    """Why no work was begun."""
+
+    NOT_READY = 'not_ready'
+    UNKNOWN_SPACE = 'unknown_space'
+    TOO_LATE = 'too_late'
+    DOES_NOT_FIT = 'does_not_fit'
+    PROMPT_TOO_LONG = 'prompt_too_long'
+    BUSY = 'busy'
+
+
+class MissedWhy(str, enum.Enum):
+    """Why work that had begun gave no answer."""
+
+    DEADLINE = 'deadline'
+    NOT_FINITE = 'not_finite'
+    DECODE_FAILED = 'decode_failed'
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The model chose in time."""
+
+    request: int
+    decision: Decision
+    dropped: tuple[str, ...]
+    """Names of segments that were left out to fit the token limit or the deadline."""
+    model_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """No work was begun."""
+
+    request: int
+    why: RefusedWhy
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """Work was begun and gave no answer."""
+
+    request: int
+    why: MissedWhy
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The client took it back, or asked a newer question: newest wins."""
+
+    request: int
+
+
+Answer = Decided | Refused | Missed | Cancelled
+
+
+class EngineState(str, enum.Enum):
+    """How far a worker is in its life."""
+
+    LOADING = 'loading'
+    READY = 'ready'
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What the worker is doing now; a count that stands still is a stall."""
+
+    state: EngineState
+    count: int
+    """Batches begun, batches done and idle turns, counted by the thread that owns the model."""
+    beat_ns: int
+    """Steady time of the last count."""
+    in_flight: int
+    """Number of the batch inside llama_decode, 0 when none."""
+    since_ns: int
+    """Steady time at which that batch began; 0 when none."""
+    bound_ns: int
+    """How long the cost model's q99 allows it; 0 when none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """What the model can do, said once the worker is ready."""
+
+    name: str
+    sha256: str
+    template: str
+    context_tokens: int
+    vocabulary: int
+    threads: int
+    gpu_layers: int
+    cost_fixed_ns: int
+    """Cost model t(n) = fixed + n * per_token at its median, for n new tokens in one batch."""
+    cost_per_token_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """The static part is in KV; `prompt_tokens` long."""
+
+    space: str
+    prompt_tokens: int
+    leaves: int
+    choice_nodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeclarationRejected:
+    """The static part cannot be used; `why` is one line for the operator."""
+
+    space: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineUp:
+    """A worker answered the greeting; it may still be loading."""
+
+    worker_pid: int
+    worker_start_ticks: int
+    """Start time from /proc/PID/stat."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLost:
+    """The connection ended or could not be made; the client tries again by itself."""
+
+    why: str
+
+
+EngineEvent = (
+    EngineUp | EngineLost | ModelLimits | Progress | Declared | DeclarationRejected | Answer
+)

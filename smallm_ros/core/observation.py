@@ -1,0 +1,141 @@
+"""Our words for what the sensors said, each value with its stamp, its age and its quality.
+
+Messages become the plain field types here (`Scan`, `Odometry`, `Goal`) at the border; a summariser
+turns each into a `Reading` of fixed size; the readings of one instant are an `Observation`.
+Units and axes are REP-103: metres, radians, x ahead, y left, yaw counter-clockwise.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The fields of a sensor_msgs/LaserScan that decide anything."""
+
+    stamp_ns: int
+    """ROS time of the header; 0 when the driver set none."""
+    frame_id: str
+    angle_min_rad: float
+    angle_increment_rad: float
+    range_min_m: float
+    range_max_m: float
+    ranges_m: FloatArray
+    """Shape (beams,). `inf` is nothing within range, NaN is unknown: as the message defines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Odometry:
+    """The fields of a nav_msgs/Odometry that decide anything: planar pose and body velocity."""
+
+    stamp_ns: int
+    frame_id: str
+    x_m: float
+    y_m: float
+    yaw_rad: float
+    linear_x_m_s: float
+    angular_z_rad_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """The planar part of a geometry_msgs/PoseStamped goal."""
+
+    stamp_ns: int
+    frame_id: str
+    x_m: float
+    y_m: float
+    yaw_rad: float
+
+
+Fields = Scan | Odometry | Goal
+
+
+class Quality(str, enum.Enum):
+    """How far a reading can be trusted now."""
+
+    FRESH = 'fresh'
+    STALE = 'stale'
+    NEVER = 'never'
+
+
+class StampFault(str, enum.Enum):
+    """Why a header stamp was not used for the age, and arrival was."""
+
+    NONE = 'none'
+    ABSENT = 'absent'
+    FUTURE = 'future'
+    ABSURD = 'absurd'
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """The newest message of one sensor, as fields, with its arrival."""
+
+    sensor: str
+    fields: Fields
+    arrival_ns: int
+    """Steady time at which it arrived in this process."""
+    ros_arrival_ns: int | None = None
+    """ROS time at which it arrived. In a paused world this does not age; None where unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One sensor's summary at one instant."""
+
+    sensor: str
+    text: str
+    """One line for the prompt, without a newline."""
+    priority: int
+    """0 is dropped last when the prompt must shrink."""
+    required: bool
+    quality: Quality
+    arrival_ns: int | None
+    """Steady arrival; None when nothing ever came."""
+    arrival_age_ns: int | None
+    stamp_ns: int | None
+    """ROS time of the header; None when absent."""
+    stamp_age_ns: int | None
+    """ROS time now less the stamp; negative when the stamp is in the future."""
+    stamp_fault: StampFault = StampFault.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A snapshot of readings at one instant."""
+
+    now_ns: int
+    """Steady time of the snapshot."""
+    ros_now_ns: int
+    readings: tuple[Reading, ...]
+    unfit: tuple[str, ...] = field(default=())
+    """Names of required sensors that are stale or never came; a fit observation has none."""
+
+    @property
+    def fit(self) -> bool:
+        """Whether a decision may be asked for."""
+        return not self.unfit
+
+    @property
+    def arrival_ns(self) -> int | None:
+        """Steady arrival of the newest required reading: where the deadline starts."""
+        return max(
+            (r.arrival_ns for r in self.readings if r.required and r.arrival_ns is not None),
+            default=None,
+        )
+
+    @property
+    def stamp_ns(self) -> int | None:
+        """ROS stamp of the oldest required reading: what `max_observation_age` is checked on."""
+        return min(
+            (r.stamp_ns for r in self.readings if r.required and r.stamp_ns is not None),
+            default=None,
+        )

@@ -1,0 +1,533 @@
+"""The policy file: the robot's mind in one YAML file, parsed once and trusted from then on.
+
+Sensors and how each is summarised, the mission, the actions and what each does to the base, the
+safety envelope, the ladder of fallbacks. Sets of numbers that cannot hold together are refused
+here, with the file and the line, so that no later stage has to ask. No guard is switched off by 0.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from smallm_ros.core.clock import MS, SECOND
+from smallm_ros.core.errors import PolicyError
+
+MAX_FILE_BYTES = 256 * 1024
+MAX_VALUES = 20_000
+MAX_LEAVES = 512
+
+Word = Annotated[str, Field(pattern=r'^[a-z][a-z0-9_-]{0,31}$')]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra='forbid', strict=False)
+
+
+class _Sensor(_Part):
+    topic: Annotated[str, Field(pattern=r'^[/~]?[A-Za-z0-9_/]+$')]
+    required: bool = False
+    rate_hz: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+    """The rate that the driver promises; its period bounds `max_observation_age_ms` from below."""
+    stale_after_ms: Positive
+    """Older than this, by arrival or by stamp, the reading counts as lost."""
+    priority: Annotated[int, Field(ge=0, le=9)] = 0
+    """0 stays longest when the prompt must shrink."""
+    in_prompt: bool = True
+    """Whether the model reads it; a sensor can be required for safety alone."""
+
+    @property
+    def stale_after_ns(self) -> int:
+        """Staleness limit in nanoseconds."""
+        return round(self.stale_after_ms * MS)
+
+
+class Sector(_Part):
+    """A named range of bearings, degrees counter-clockwise from straight ahead."""
+
+    name: Word
+    from_deg: Annotated[float, Field(ge=-180, le=180)]
+    to_deg: Annotated[float, Field(ge=-180, le=180)]
+
+    @model_validator(mode='after')
+    def _ordered(self) -> Sector:
+        if not self.from_deg < self.to_deg:
+            raise ValueError(f'from_deg {self.from_deg:g} is not less than to_deg {self.to_deg:g}')
+        return self
+
+
+class Bin(_Part):
+    """A word for all distances below a limit: one token instead of three."""
+
+    word: Word
+    below_m: Positive
+
+
+_SECTORS = (
+    Sector(name='left', from_deg=60, to_deg=120),
+    Sector(name='ahead-left', from_deg=20, to_deg=60),
+    Sector(name='ahead', from_deg=-20, to_deg=20),
+    Sector(name='ahead-right', from_deg=-60, to_deg=-20),
+    Sector(name='right', from_deg=-120, to_deg=-60),
+)
+
+
+class ScanSensor(_Sensor):
+    """A planar lidar, summarised as the nearest distance in named sectors."""
+
+    type: Literal['sensor_msgs/msg/LaserScan']
+    mount_yaw_deg: Annotated[float, Field(ge=-180, le=180)] = 0.0
+    """Yaw of the laser's frame in the base frame."""
+    sectors: tuple[Sector, ...] = Field(default=_SECTORS, min_length=1, max_length=16)
+    far_m: Positive = 5.0
+    """Beyond this, distances are worded as `far_word`: every digit is a token."""
+    far_word: Word = 'far'
+    bins: tuple[Bin, ...] = Field(default=(), max_length=8)
+    """Words instead of numbers, nearest first; beyond the last it is `far_word`."""
+
+
+    @model_validator(mode='after')
+    def _bins_ascend(self) -> ScanSensor:
+        limits = [b.below_m for b in self.bins]
+        if any(a >= b for a, b in itertools.pairwise(limits)):
+            raise ValueError(f'bins: below_m must ascend, not {limits}')
+        return self
+
+
+class OdometrySensor(_Sensor):
+    """Wheel odometry, summarised as forward and turning speed."""
+
+    type: Literal['nav_msgs/msg/Odometry']
+
+
+class GoalSensor(_Sensor):
+    """A goal pose, summarised as bearing and distance from the newest odometry."""
+
+    type: Literal['geometry_msgs/msg/PoseStamped']
+
+
+Sensor = Annotated[ScanSensor | OdometrySensor | GoalSensor, Field(discriminator='type')]
+Choice = Word | bool | int | float
+
+
+class Parameter(_Part):
+    """A discrete parameter of an action."""
+
+    choices: tuple[Choice, ...] = Field(min_length=1, max_length=64)
+    default: Choice
+    """What goes out when the deadline leaves no time to choose."""
+
+    @model_validator(mode='after')
+    def _consistent(self) -> Parameter:
+        words = [choice_text(c) for c in self.choices]
+        if len(set(words)) != len(words):
+            raise ValueError(f'choices repeat themselves: {", ".join(words)}')
+        if choice_text(self.default) not in words:
+            raise ValueError(
+                f'default {choice_text(self.default)!r} is not one of: {", ".join(words)}'
+            )
+        return self
+
+
+def choice_text(value: Choice) -> str:
+    """Return how a choice is written in the answer: `fast`, `true`, `3`, `0.25`."""
+    if isinstance(value, bool):
+        return 'true' if value else 'false'
+    if isinstance(value, float):
+        return f'{value:g}'
+    return str(value)
+
+
+class ByParameter(_Part):
+    """A velocity looked up by a parameter's choice; without `values` the choice is the number."""
+
+    by: Word
+    values: dict[str, Finite] | None = None
+
+
+Term = Finite | ByParameter
+
+
+class TwistMapping(_Part):
+    """What an action asks of the base."""
+
+    linear_x_m_s: Term = 0.0
+    angular_z_rad_s: Term = 0.0
+
+
+class ActionDeclaration(_Part):
+    """One member of the action space."""
+
+    description: Annotated[str, Field(min_length=1, max_length=200)]
+    parameters: dict[Word, Parameter] = Field(default_factory=dict)
+    twist: TwistMapping
+
+    @model_validator(mode='after')
+    def _terms(self) -> ActionDeclaration:
+        for axis in ('linear_x_m_s', 'angular_z_rad_s'):
+            term = getattr(self.twist, axis)
+            if not isinstance(term, ByParameter):
+                continue
+            if term.by not in self.parameters:
+                known = ', '.join(self.parameters) or 'none declared'
+                raise ValueError(f'{axis}: by {term.by!r} is no parameter; there are: {known}')
+            for choice in self.parameters[term.by].choices:
+                text = choice_text(choice)
+                if term.values is None:
+                    if isinstance(choice, (bool, str)):
+                        raise ValueError(f'{axis}: choice {text!r} is no number and has no value')
+                elif text not in term.values:
+                    raise ValueError(f'{axis}: no value for choice {text!r} of {term.by!r}')
+        return self
+
+
+class Example(_Part):
+    """An observation and its answer, shown to the model in the static part of the prompt."""
+
+    observation: Annotated[str, Field(min_length=1, max_length=2000)]
+    answer: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Prior(_Part):
+    """What to do about a model's bias towards some answers, whatever it sees.
+
+    `reference` subtracts, at each choice, the mean logits over observations drawn from the
+    policy's own summaries (batch calibration: Zhou et al., 2023, arXiv:2309.17249).
+    """
+
+    correction: Literal['reference', 'none'] = 'reference'
+    references: Annotated[int, Field(ge=4, le=64)] = 24
+    """How many observations are drawn; each costs one pass when the engine starts."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Robot(_Part):
+    """The base: what the envelope must know of it."""
+
+    radius_m: Annotated[float, Field(gt=0, le=10)]
+    """Radius of the circle around base_link that contains the whole footprint."""
+    base_delay_ms: NotNegative = 100.0
+    """From a command's publication to the wheels acting on it."""
+
+
+class DecisionRules(_Part):
+    """When a decision is asked for, and when its answer still counts."""
+
+    rate_hz: Annotated[float, Field(gt=0, le=100)]
+    budget_ms: Positive
+    """From the steady arrival of the newest required reading to the command."""
+    max_observation_age_ms: Positive
+    min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    prompt_tokens: Annotated[int, Field(ge=16, le=4096)] = 256
+    """Limit of the dynamic part of the prompt."""
+
+
+class ControlRules(_Part):
+    """The watchdog's own loop."""
+
+    rate_hz: Annotated[float, Field(ge=5, le=200)] = 20.0
+    allowed_lateness_ms: Positive = 50.0
+    reaction_time_ms: Positive = 500.0
+    """From a fault to the declared fallback, at most."""
+    progress_limit_ms: Annotated[float, Field(ge=100)] = 300.0
+    """Least silence of the engine that counts as a stall (faults.md: H)."""
+    status_limit_ms: Annotated[float, Field(ge=100)] = 300.0
+    """Silence of the policy node that counts as lost."""
+
+
+class Envelope(_Part):
+    """The limits that every velocity is put through, whoever asked for it."""
+
+    max_forward_m_s: NotNegative
+    max_reverse_m_s: NotNegative = 0.0
+    max_turn_rad_s: NotNegative
+    max_acceleration_m_s2: Positive
+    max_deceleration_m_s2: Positive
+    max_angular_acceleration_rad_s2: Positive
+    margin_m: NotNegative = 0.05
+    """Kept free beyond the footprint when standing."""
+    obstacle_sensor: Word
+    """The LaserScan sensor that bounds the speed."""
+    unknown_is_blocked: bool = True
+    """Whether a direction without a valid beam counts as an obstacle at no distance."""
+
+
+FallbackKind = Literal['stop', 'decelerate', 'creep', 'turn_to_free', 'follow_gap']
+
+
+class Fallback(_Part):
+    """What the robot does without the model: the first of the ladder whose sensors are fit."""
+
+    ladder: tuple[FallbackKind, ...] = Field(default=('stop',), min_length=1, max_length=5)
+    speed_m_s: NotNegative = 0.1
+    turn_rad_s: NotNegative = 0.5
+
+    @model_validator(mode='after')
+    def _ends_in_stop(self) -> Fallback:
+        if self.ladder[-1] != 'stop':
+            raise ValueError(f"ladder must end in 'stop', not {self.ladder[-1]!r}")
+        return self
+
+
+class Policy(_Part):
+    """A whole policy file."""
+
+    version: Literal[1]
+    name: Word
+    mission: Annotated[str, Field(min_length=1, max_length=4000)]
+    robot: Robot
+    sensors: dict[Word, Sensor] = Field(min_length=1, max_length=32)
+    actions: dict[Word, ActionDeclaration] = Field(min_length=2, max_length=256)
+    examples: tuple[Example, ...] = Field(default=(), max_length=64)
+    prior: Prior = Prior()
+    decision: DecisionRules
+    control: ControlRules = ControlRules()
+    envelope: Envelope
+    fallback: Fallback = Fallback()
+
+    @property
+    def budget_ns(self) -> int:
+        """Budget of a decision, in nanoseconds."""
+        return round(self.decision.budget_ms * MS)
+
+    @property
+    def decision_period_ns(self) -> int:
+        """Time between two decision ticks, in nanoseconds."""
+        return round(SECOND / self.decision.rate_hz)
+
+    @property
+    def control_period_ns(self) -> int:
+        """Time between two commands to the base (faults.md: T), in nanoseconds."""
+        return round(SECOND / self.control.rate_hz)
+
+    @property
+    def allowed_lateness_ns(self) -> int:
+        """Allowed lateness of one publish (faults.md: X), in nanoseconds."""
+        return round(self.control.allowed_lateness_ms * MS)
+
+    @property
+    def ttl_ns(self) -> int:
+        """Time-to-live of a command (faults.md: C): (decision period + budget) * 1.2."""
+        return (self.decision_period_ns + self.budget_ns) * 6 // 5
+
+    @property
+    def max_observation_age_ns(self) -> int:
+        """Oldest observation whose action may move the robot, in nanoseconds of ROS time."""
+        return round(self.decision.max_observation_age_ms * MS)
+
+    @property
+    def required_sensors(self) -> tuple[str, ...]:
+        """Names of the sensors without which nothing is decided."""
+        return tuple(name for name, sensor in self.sensors.items() if sensor.required)
+
+    @property
+    def leaves(self) -> int:
+        """Number of distinct complete answers."""
+        return sum(
+            math.prod(len(p.choices) for p in action.parameters.values())
+            for action in self.actions.values()
+        )
+
+    @model_validator(mode='after')
+    def _holds_together(self) -> Policy:
+        period_ms = 1e3 / self.decision.rate_hz
+        if self.decision.budget_ms > period_ms:
+            raise ValueError(
+                f'decision: budget_ms {self.decision.budget_ms:g} is more than the period of '
+                f'rate_hz {self.decision.rate_hz:g} ({period_ms:g} ms): decisions would queue'
+            )
+        if not self.required_sensors:
+            raise ValueError('sensors: at least one must be `required: true`; the deadline '
+                             'starts at the arrival of the newest required reading')
+        ttl_ms = self.ttl_ns / MS
+        for name in self.required_sensors:
+            least_ms = 1e3 / self.sensors[name].rate_hz + self.decision.budget_ms + ttl_ms
+            if self.decision.max_observation_age_ms < least_ms:
+                raise ValueError(
+                    'decision: max_observation_age_ms '
+                    f'{self.decision.max_observation_age_ms:g} is less than sensor period + '
+                    f'budget + time-to-live of {name!r} = {least_ms:.0f}: a good command would '
+                    'expire before its time'
+                )
+        for name, sensor in self.sensors.items():
+            if sensor.stale_after_ms <= 1e3 / sensor.rate_hz:
+                raise ValueError(
+                    f'sensors.{name}: stale_after_ms {sensor.stale_after_ms:g} is not more than '
+                    f'the period of rate_hz {sensor.rate_hz:g}: it would always be stale'
+                )
+        obstacle = self.sensors.get(self.envelope.obstacle_sensor)
+        if not isinstance(obstacle, ScanSensor) or not obstacle.required:
+            raise ValueError(
+                f'envelope: obstacle_sensor {self.envelope.obstacle_sensor!r} must name a '
+                'required LaserScan sensor; there are: ' + (', '.join(
+                    n for n, s in self.sensors.items() if isinstance(s, ScanSensor) and s.required
+                ) or 'none')
+            )
+        control_ms = 1e3 / self.control.rate_hz
+        if ttl_ms <= control_ms:
+            raise ValueError(f'control: the period {control_ms:g} ms is not shorter than the '
+                             f'time-to-live of a command, {ttl_ms:g} ms')
+        slowest_ms = self.control.progress_limit_ms + control_ms + self.control.allowed_lateness_ms
+        if self.control.reaction_time_ms < slowest_ms:
+            raise ValueError(
+                f'control: reaction_time_ms {self.control.reaction_time_ms:g} is less than '
+                f'progress_limit_ms + control period + allowed_lateness_ms = {slowest_ms:g}'
+            )
+        if self.leaves > MAX_LEAVES:
+            raise ValueError(f'actions: {self.leaves} complete answers, at most {MAX_LEAVES}')
+        if isinstance(self.fallback.ladder, tuple) and any(
+            kind in ('creep', 'follow_gap') for kind in self.fallback.ladder
+        ) and self.fallback.speed_m_s > self.envelope.max_forward_m_s:
+            raise ValueError(
+                f'fallback: speed_m_s {self.fallback.speed_m_s:g} is more than the envelope\'s '
+                f'max_forward_m_s {self.envelope.max_forward_m_s:g}'
+            )
+        return self
+
+
+# --- reading the file -----------------------------------------------------------------------
+
+
+def load_policy(path: Path) -> Policy:
+    """Read and validate a policy file.
+
+    Raises PolicyError whose text has one line `file:line: place: what` for each mistake.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise PolicyError(f'{path}: cannot be read: {err.strerror}') from err
+    return parse_policy(data, str(path))
+
+
+def parse_policy(data: bytes, name: str) -> Policy:
+    """Validate the bytes of a policy file; `name` is what the errors call it."""
+    if len(data) > MAX_FILE_BYTES:
+        raise PolicyError(f'{name}: {len(data)} bytes, a policy file has at most {MAX_FILE_BYTES}')
+    try:
+        text = data.decode('utf-8')
+    except UnicodeDecodeError as err:
+        byte = data[err.start]
+        raise PolicyError(f'{name}: not UTF-8: byte {err.start} is {byte:#04x}') from err
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as err:
+        line = err.problem_mark.line + 1 if err.problem_mark else 1
+        raise PolicyError(f'{name}:{line}: not YAML: {err.problem}') from err
+    except yaml.reader.ReaderError as err:
+        line = text.count('\n', 0, err.position) + 1
+        raise PolicyError(f'{name}:{line}: not YAML: character {err.character:#04x}') from err
+    except (yaml.YAMLError, RecursionError) as err:
+        raise PolicyError(f'{name}:1: not YAML: {err}') from err
+    if root is None:
+        raise PolicyError(f'{name}:1: the file is empty; see config/policies/explorer.yaml')
+    lines: dict[tuple[str | int, ...], int] = {}
+    problems: list[str] = []
+    _mark_lines(root, (), lines, problems, name, depth=0)
+    if problems:
+        raise PolicyError('\n'.join(problems))
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as err:
+        raise PolicyError(f'{name}:1: not YAML: {err}') from err
+    if not isinstance(content, dict):
+        raise PolicyError(f'{name}:1: a policy file is a mapping, this is {content!r:.40}')
+    try:
+        return Policy.model_validate(content)
+    except pydantic.ValidationError as err:
+        raise PolicyError('\n'.join(_explain(err, lines, name))) from err
+
+
+def _mark_lines(
+    node: yaml.Node,
+    place: tuple[str | int, ...],
+    lines: dict[tuple[str | int, ...], int],
+    problems: list[str],
+    name: str,
+    depth: int,
+) -> None:
+    lines[place] = node.start_mark.line + 1
+    if depth > 12:
+        raise PolicyError(f'{name}:{lines[place]}: nested more than 12 deep')
+    if len(lines) > MAX_VALUES:
+        raise PolicyError(f'{name}:{lines[place]}: more than {MAX_VALUES} values, with aliases')
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*place, str(key.value))
+            if here in lines:
+                problems.append(
+                    f'{name}:{key.start_mark.line + 1}: {_place(here)} stands twice, '
+                    f'first on line {lines[here]}'
+                )
+            _mark_lines(value, here, lines, problems, name, depth + 1)
+            lines[here] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _mark_lines(value, (*place, index), lines, problems, name, depth + 1)
+
+
+def _explain(
+    err: pydantic.ValidationError, lines: dict[tuple[str | int, ...], int], name: str
+) -> list[str]:
+    out = []
+    for problem in err.errors(include_url=False):
+        loc: tuple[str | int, ...] = tuple(
+            part for i, part in enumerate(problem['loc'])
+            if problem['loc'][: i + 1] in lines or _in_file(problem['loc'], i, lines)
+        )
+        message = problem['msg'].removeprefix('Value error, ')
+        if problem['type'] == 'value_error' and not loc:
+            head = message.split(':', 1)[0]
+            if tuple(head.split('.')) in lines:
+                loc, message = tuple(head.split('.')), message.split(':', 1)[1].strip()
+        elif problem['type'] == 'extra_forbidden':
+            message = 'unknown key' + _near(problem['loc'])
+        elif problem['type'] == 'missing':
+            message = 'is missing'
+            loc = tuple(p for p in problem['loc'] if not str(p).count('/'))
+        elif problem['type'] != 'value_error':
+            message = f'{message}, not {problem["input"]!r:.60}'
+        out.append(f'{name}:{_line(loc, lines)}: {_place(loc)}: {message}')
+    return list(dict.fromkeys(out))
+
+
+def _in_file(
+    loc: tuple[str | int, ...], i: int, lines: dict[tuple[str | int, ...], int]
+) -> bool:
+    """Whether part `i` of pydantic's location is a key of the file, not a union's tag."""
+    kept = [p for p in loc[:i] if not (isinstance(p, str) and ('/' in p or '[' in p))]
+    return (*kept, loc[i]) in lines
+
+
+def _line(loc: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]) -> int:
+    while loc and loc not in lines:
+        loc = loc[:-1]
+    return lines.get(loc, 1)
+
+
+def _place(loc: tuple[str | int, ...]) -> str:
+    return '.'.join(str(part) for part in loc) or 'policy'
+
+
+def _near(loc: tuple[str | int, ...]) -> str:
+    known = sorted(
+        {key for model in _Part.__subclasses__() + _Sensor.__subclasses__()
+         for key in model.model_fields}
+    )
+    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    return f'; did you mean {close[0]!r}?' if close else ''
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a policy file, for editors."""
+    return Policy.model_json_schema()

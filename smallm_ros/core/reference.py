@@ -1,0 +1,62 @@
+"""Observations drawn from a policy's own summary space: what the robot might see, by seed.
+
+They pass through the real summarisers, so their texts are those that the model will read. The
+engine measures the model's bias over them (`policy.Prior`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from smallm_ros.core.observation import Fields, Goal, Observation, Odometry, Received, Scan
+from smallm_ros.core.policy import OdometrySensor, Policy, ScanSensor, Sensor
+from smallm_ros.core.summary import observe
+
+_NEAREST_M = 0.15
+_BEAMS = 360
+
+
+def draw(policy: Policy, seed: int, count: int) -> tuple[Observation, ...]:
+    """Return `count` observations in which every sensor is fresh; equal for equal seeds."""
+    random = np.random.default_rng(seed)
+    return tuple(
+        observe(
+            policy,
+            {name: Received(name, _fields(sensor, random), 0, 0)
+             for name, sensor in policy.sensors.items()},
+            now_ns=0, ros_now_ns=0,
+        )
+        for _ in range(count)
+    )
+
+
+def _fields(sensor: Sensor, random: np.random.Generator) -> Fields:
+    match sensor:
+        case ScanSensor():
+            return _scan(sensor, random)
+        case OdometrySensor():
+            return Odometry(0, 'odom', 0.0, 0.0, 0.0, float(random.uniform(0.0, 0.5)),
+                            float(random.choice([-0.5, 0.0, 0.5])))
+        case _:
+            bearing, distance = random.uniform(-math.pi, math.pi), random.uniform(0.5, 8.0)
+            return Goal(0, 'odom', float(distance * math.cos(bearing)),
+                        float(distance * math.sin(bearing)), 0.0)
+
+
+def _scan(sensor: ScanSensor, random: np.random.Generator) -> Scan:
+    """Return a scan in which each sector has one distance, as often in one bin as in another."""
+    limits = [_NEAREST_M, *(b.below_m for b in sensor.bins)]
+    limits.append(max(sensor.far_m, limits[-1]) * 1.5)
+    bearing = np.linspace(-180.0, 180.0, _BEAMS, endpoint=False)
+    ranges = np.full(_BEAMS, limits[-1], np.float32)
+    for sector in sensor.sectors:
+        band = int(random.integers(len(limits) - 1))
+        metres = random.uniform(limits[band], limits[band + 1])
+        ranges[(bearing >= sector.from_deg) & (bearing <= sector.to_deg)] = metres
+    return Scan(
+        stamp_ns=0, frame_id='', angle_min_rad=-math.pi - math.radians(sensor.mount_yaw_deg),
+        angle_increment_rad=2 * math.pi / _BEAMS, range_min_m=0.0,
+        range_max_m=float(limits[-1]) * 2, ranges_m=ranges,
+    )

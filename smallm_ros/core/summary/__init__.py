@@ -1,0 +1,102 @@
+"""Received messages -> an Observation: one module per message family, each a pure function.
+
+Age has two clocks. By stamp (ROS time) it says when the world looked so; a stamp that is absent,
+in the future or absurd is named and not believed. By arrival it says whether the sensor still
+talks: silence counts only while both clocks run, so that a paused simulation makes nothing older.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from smallm_ros.core.clock import MS, SECOND
+from smallm_ros.core.observation import (
+    Goal,
+    Observation,
+    Odometry,
+    Quality,
+    Reading,
+    Received,
+    Scan,
+    StampFault,
+)
+from smallm_ros.core.policy import GoalSensor, OdometrySensor, Policy, ScanSensor, Sensor
+from smallm_ros.core.summary import goal as goal_family
+from smallm_ros.core.summary import odometry as odometry_family
+from smallm_ros.core.summary import scan as scan_family
+
+FUTURE_TOLERANCE_NS = 100 * MS
+"""Clocks of one robot's computers differ by some milliseconds; more is a fault."""
+ABSURD_NS = 3600 * SECOND
+"""An age beyond an hour says that the stamp is of another clock, not that the data are old."""
+
+
+def observe(
+    policy: Policy, newest: Mapping[str, Received], now_ns: int, ros_now_ns: int
+) -> Observation:
+    """Summarise the newest message of every sensor of the policy.
+
+    `newest` maps a sensor's name to what it sent last; a sensor that never sent is not in it.
+    """
+    odometry = next(
+        (r.fields for r in newest.values() if isinstance(r.fields, Odometry)), None
+    )
+    readings = tuple(
+        _reading(name, sensor, newest.get(name), odometry, now_ns, ros_now_ns)
+        for name, sensor in policy.sensors.items()
+    )
+    unfit = tuple(r.sensor for r in readings if r.required and r.quality is not Quality.FRESH)
+    return Observation(now_ns, ros_now_ns, readings, unfit)
+
+
+def stamp_age(stamp_ns: int, ros_now_ns: int) -> tuple[int | None, StampFault]:
+    """Return (age, fault); the age is None where the stamp cannot be believed."""
+    if stamp_ns == 0:
+        return None, StampFault.ABSENT
+    age_ns = ros_now_ns - stamp_ns
+    if abs(age_ns) > ABSURD_NS:
+        return None, StampFault.ABSURD
+    if age_ns < -FUTURE_TOLERANCE_NS:
+        return None, StampFault.FUTURE
+    return age_ns, StampFault.NONE
+
+
+def _reading(
+    name: str,
+    sensor: Sensor,
+    received: Received | None,
+    odometry: Odometry | None,
+    now_ns: int,
+    ros_now_ns: int,
+) -> Reading:
+    if received is None:
+        return Reading(
+            sensor=name, text=f'{name}: nothing received yet', priority=sensor.priority,
+            required=sensor.required, quality=Quality.NEVER, arrival_ns=None,
+            arrival_age_ns=None, stamp_ns=None, stamp_age_ns=None, stamp_fault=StampFault.ABSENT,
+        )
+    arrival_age_ns = now_ns - received.arrival_ns
+    if received.ros_arrival_ns is not None:
+        arrival_age_ns = min(arrival_age_ns, max(0, ros_now_ns - received.ros_arrival_ns))
+    age_ns, fault = stamp_age(received.fields.stamp_ns, ros_now_ns)
+    worst_ns = max(arrival_age_ns, age_ns or 0)
+    stale = worst_ns > sensor.stale_after_ns
+    text = f'{name}: lost' if stale else f'{name}: {_text(sensor, received, odometry)}'
+    return Reading(
+        sensor=name, text=text, priority=sensor.priority, required=sensor.required,
+        quality=Quality.STALE if stale else Quality.FRESH, arrival_ns=received.arrival_ns,
+        arrival_age_ns=arrival_age_ns,
+        stamp_ns=None if fault is StampFault.ABSENT else received.fields.stamp_ns,
+        stamp_age_ns=age_ns, stamp_fault=fault,
+    )
+
+
+def _text(sensor: Sensor, received: Received, odometry: Odometry | None) -> str:
+    match sensor, received.fields:
+        case ScanSensor(), Scan() as scan:
+            return scan_family.text(sensor, scan)
+        case OdometrySensor(), Odometry() as moved:
+            return odometry_family.text(moved)
+        case GoalSensor(), Goal() as goal:
+            return goal_family.text(goal, odometry)
+    raise TypeError(f'{received.sensor}: {type(received.fields).__name__} is not {sensor.type}')

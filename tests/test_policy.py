@@ -1,0 +1,270 @@
+"""Every mistake in a policy file is named with its file, its line, its place and the way out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallm_ros.cli import check
+from smallm_ros.core.errors import PolicyError
+from smallm_ros.core.policy import (
+    MAX_FILE_BYTES,
+    json_schema,
+    load_policy,
+    parse_policy,
+)
+
+POLICIES = sorted((Path(__file__).parents[1] / 'config' / 'policies').glob('*.yaml'))
+
+GOOD = """\
+version: 1
+name: wanderer
+mission: Drive.
+robot:
+  radius_m: 0.2
+sensors:
+  scan:
+    type: sensor_msgs/msg/LaserScan
+    topic: /scan
+    required: true
+    rate_hz: 10
+    stale_after_ms: 500
+  odom:
+    type: nav_msgs/msg/Odometry
+    topic: /odom
+    rate_hz: 20
+    stale_after_ms: 500
+actions:
+  forward:
+    description: drive ahead
+    parameters:
+      speed:
+        choices: [slow, fast]
+        default: slow
+    twist:
+      linear_x_m_s: {by: speed, values: {slow: 0.1, fast: 0.2}}
+  stop:
+    description: stand still
+    twist: {}
+decision:
+  rate_hz: 2
+  budget_ms: 400
+  max_observation_age_ms: 2200
+envelope:
+  max_forward_m_s: 0.3
+  max_turn_rad_s: 1.0
+  max_acceleration_m_s2: 0.5
+  max_deceleration_m_s2: 1.0
+  max_angular_acceleration_rad_s2: 3.0
+  obstacle_sensor: scan
+fallback:
+  ladder: [stop]
+"""
+
+
+def line_of(text: str) -> int:
+    """Return the number of the one line of GOOD that holds `text`."""
+    (number,) = [i for i, line in enumerate(GOOD.splitlines(), 1) if text in line]
+    return number
+
+
+def errors(data: str | bytes) -> list[str]:
+    raw = data.encode() if isinstance(data, str) else data
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(raw, 'p.yaml')
+    return str(caught.value).splitlines()
+
+
+def test_the_good_one_is_good() -> None:
+    policy = parse_policy(GOOD.encode(), 'p.yaml')
+    assert policy.leaves == 3
+    assert policy.ttl_ns == 1_080_000_000
+    assert policy.required_sensors == ('scan',)
+
+
+BROKEN = [
+    # what is replaced, by what, the line it is reported on (the text of GOOD's line), the message
+    ('version: 1', 'version: 2', 'version:', 'version: Input should be 1, not 2'),
+    ('name: wanderer', 'name: Wanderer', 'name: wanderer', 'name: String should match pattern'),
+    ('mission: Drive.', 'mission: ""', 'mission', 'mission: String should have at least 1'),
+    ('  radius_m: 0.2', '  radius_m: 0', 'radius_m', 'robot.radius_m: Input should be greater'),
+    ('  radius_m: 0.2', '  radius_m: wide', 'radius_m', 'a valid number'),
+    ('  radius_m: 0.2', '  radius: 0.2', 'radius_m',
+     "robot.radius: unknown key; did you mean 'radius_m'?"),
+    ('  radius_m: 0.2', '  radius: 0.2', 'robot:', 'robot.radius_m: is missing'),
+    ('    topic: /scan\n', '', '  scan:', 'sensors.scan.topic: is missing'),
+    ('    topic: /scan', '    topic: a b', 'topic: /scan', 'sensors.scan.topic: String should'),
+    ('sensor_msgs/msg/LaserScan', 'sensor_msgs/msg/PointCloud2', '  scan:', 'PointCloud2'),
+    ('    rate_hz: 10', '    rate_hz: 0', 'rate_hz: 10', 'sensors.scan.rate_hz: Input should be'),
+    ('    rate_hz: 10', '    rate_hz: .nan', 'rate_hz: 10', 'sensors.scan.rate_hz'),
+    ('    rate_hz: 10', '    rate_hz: .inf', 'rate_hz: 10', 'sensors.scan.rate_hz'),
+    ('stale_after_ms: 500\n  odom', 'stale_after_ms: 100\n  odom', '  scan:',
+     'stale_after_ms 100 is not more than the period of rate_hz 10: it would always be stale'),
+    ('    required: true\n', '', 'sensors:', 'at least one must be `required: true`'),
+    ('    required: true', '    required: 7', 'required: true', 'sensors.scan.required'),
+    ('        default: slow', '        default: medium', '      speed:',
+     "actions.forward.parameters.speed: default 'medium' is not one of: slow, fast"),
+    ('[slow, fast]', '[slow, slow]', '      speed:', 'choices repeat themselves: slow, slow'),
+    ('[slow, fast]', '[]', 'choices', 'actions.forward.parameters.speed.choices'),
+    ('{by: speed,', '{by: pace,', '  forward:',
+     "linear_x_m_s: by 'pace' is no parameter; there are: speed"),
+    ('{slow: 0.1, fast: 0.2}', '{slow: 0.1}', '  forward:', "no value for choice 'fast'"),
+    ('{slow: 0.1, fast: 0.2}', '{slow: 0.1, fast: .inf}', 'linear_x', 'finite'),
+    (', values: {slow: 0.1, fast: 0.2}', '', '  forward:', "choice 'slow' is no number"),
+    ('    description: stand still\n', '', '  stop:', 'actions.stop.description: is missing'),
+    ('    twist: {}', '    twist: {linear_x: 1}', 'twist: {}',
+     "unknown key; did you mean 'linear_x_m_s'?"),
+    ('  stop:\n    description: stand still\n    twist: {}\n', '', 'actions:',
+     'actions: Dictionary should have at least 2 items'),
+    ('  rate_hz: 2\n', '  rate_hz: 4\n', 'decision:', 'decisions would queue'),
+    ('  budget_ms: 400', '  budget_ms: -1', 'budget_ms', 'decision.budget_ms: Input should be'),
+    ('  budget_ms: 400\n', '', 'decision:', 'decision.budget_ms: is missing'),
+    ('age_ms: 2200', 'age_ms: 1000', 'decision:', 'would expire before its time'),
+    ('obstacle_sensor: scan', 'obstacle_sensor: odom', 'envelope:',
+     "obstacle_sensor 'odom' must name a required LaserScan sensor; there are: scan"),
+    ('  max_turn_rad_s: 1.0', '  max_turn_rad_s: -1', 'max_turn_rad_s', 'envelope.max_turn_rad_s'),
+    ('  max_deceleration_m_s2: 1.0', '  max_deceleration_m_s2: 0', 'max_deceleration',
+     'envelope.max_deceleration_m_s2: Input should be greater than 0'),
+    ('ladder: [stop]', 'ladder: [creep]', 'fallback:', "ladder must end in 'stop', not 'creep'"),
+    ('ladder: [stop]', 'ladder: [fly, stop]', 'ladder', "'fly'"),
+    ('ladder: [stop]', 'ladder: [creep, stop]\n  speed_m_s: 0.5', 'fallback:',
+     "speed_m_s 0.5 is more than the envelope's max_forward_m_s 0.3"),
+    ('fallback:\n', 'control: {reaction_time_ms: 100}\nfallback:\n', 'fallback:',
+     'reaction_time_ms 100 is less than'),
+    ('fallback:\n', 'control: {status_limit_ms: 0}\nfallback:\n', 'fallback:',
+     'control.status_limit_ms: Input should be greater than or equal to 100'),
+    ('fallback:\n', 'falback: {}\nfallback:\n', 'fallback:',
+     "falback: unknown key; did you mean 'fallback'?"),
+    ('mission: Drive.', 'name: again', 'mission', 'name stands twice, first on line 2'),
+    ('robot:\n', 'robot: [\n', 'sensors:', 'not YAML'),
+    ('mission: Drive.', 'mission: !!python/object:os.system {}', 'version', 'not YAML'),
+    ('version: 1', 'version: &a [*a]', 'version', 'nested more than 12 deep'),
+]
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'on', 'words'), BROKEN,
+    ids=[f'{i}: {row[3][:40]}' for i, row in enumerate(BROKEN)],
+)
+def test_a_broken_file(old: str, new: str, on: str, words: str) -> None:
+    assert GOOD.count(old) == 1
+    found = errors(GOOD.replace(old, new))
+    assert any(
+        error.startswith(f'p.yaml:{line_of(on)}: ') and words in error for error in found
+    ), found
+
+
+@pytest.mark.parametrize(('data', 'words'), [
+    (b'', 'p.yaml:1: the file is empty'),
+    (b'# only a comment\n', 'p.yaml:1: the file is empty'),
+    (b'- a\n- b\n', 'p.yaml:1: a policy file is a mapping'),
+    (b'forty-two', 'p.yaml:1: a policy file is a mapping'),
+    (b'\xff\xfe', 'p.yaml: not UTF-8: byte 0 is 0xff'),
+    (b'a: 1\nb: \x00', 'p.yaml:2: not YAML: character 0x00'),
+    (b'x' * (MAX_FILE_BYTES + 1), f'a policy file has at most {MAX_FILE_BYTES}'),
+    (b'[' * 5000, 'not YAML'),
+    (b'{a: ' * 14 + b'1' + b'}' * 14, 'nested more than 12 deep'),
+])
+def test_what_is_no_policy_file_at_all(data: bytes, words: str) -> None:
+    assert words in errors(data)[0]
+
+
+def test_too_many_answers() -> None:
+    many = 'choices: [' + ', '.join(map(str, range(64))) + ']'
+    text = GOOD.replace('choices: [slow, fast]', many).replace('default: slow', 'default: 1')
+    text = text.replace(', values: {slow: 0.1, fast: 0.2}', '')
+    extra = ''.join(
+        f'\n      p{i}:\n        {many}\n        default: 1' for i in range(2)
+    )
+    text = text.replace('        default: 1', '        default: 1' + extra)
+    (error,) = errors(text)
+    assert 'actions: 262145 complete answers, at most 512' in error
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    text = GOOD.replace('version: 1', 'version: 3').replace('radius_m: 0.2', 'radius_m: -1')
+    found = errors(text.replace('[slow, fast]', '[slow, slow]'))
+    assert [e.split(':')[1] for e in found] == ['1', '5', str(line_of('speed:\n'.strip()))]
+
+
+def test_a_bomb_of_aliases_does_not_go_off() -> None:
+    bomb = 'a0: &a0 [x, x]\n' + ''.join(
+        f'a{i}: &a{i} [{", ".join([f"*a{i - 1}"] * 9)}]\n' for i in range(1, 10))
+    (error,) = errors(bomb)
+    assert 'more than 20000 values, with aliases' in error
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_damaged_file_is_read_or_refused(data: st.DataObject) -> None:
+    lines = GOOD.splitlines(keepends=True)
+    index = data.draw(st.integers(0, len(lines) - 1))
+    lines[index] = data.draw(st.sampled_from(['', lines[index] * 2])) or data.draw(
+        st.text(max_size=20)) + '\n'
+    said = ''
+    try:
+        parse_policy(''.join(lines).encode('utf-8', 'replace'), 'p.yaml')
+    except PolicyError as err:
+        said = str(err)
+    assert all(line.startswith('p.yaml:') for line in said.splitlines())
+
+
+@pytest.mark.parametrize('path', POLICIES, ids=lambda p: p.name)
+def test_our_policies(path: Path) -> None:
+    policy = load_policy(path)
+    assert policy.name == path.stem
+    content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    jsonschema.validate(content, json_schema())
+    top = policy.envelope
+    for action in policy.actions.values():
+        for term, most in (
+            (action.twist.linear_x_m_s, top.max_forward_m_s),
+            (action.twist.angular_z_rad_s, top.max_turn_rad_s),
+        ):
+            values = (term.values or {}).values() if not isinstance(term, float) else [term]
+            assert all(abs(value) <= most for value in values)
+
+
+def check_command(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    check.add_parser(parser.add_subparsers())
+    args = parser.parse_args(['check', *words])
+    return int(args.run(args))
+
+
+def test_check_says_what_a_policy_declares(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_command(*map(str, POLICIES)) == 0
+    said = capsys.readouterr().out
+    assert 'explorer: good' in said
+    assert 'neato: good' in said
+    assert 'fallback  stop' in said
+
+
+def test_check_tells_the_numbers_that_follow_from_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert check_command(str(Path(__file__).parent / 'policies' / 'wanderer.yaml')) == 0
+    said = capsys.readouterr().out
+    assert 'answers   6: forward slow, forward fast, left gentle' in said
+    assert 'time-to-live of a command 1104 ms' in said
+
+
+def test_check_names_every_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / 'p.yaml'
+    path.write_text(GOOD.replace('radius_m: 0.2', 'radius: 0.2'), encoding='utf-8')
+    assert check_command(str(path), str(POLICIES[0])) == 3
+    said = capsys.readouterr()
+    assert f"{path}:5: robot.radius: unknown key; did you mean 'radius_m'?" in said.err
+    assert 'explorer: good' in said.out
+
+
+def test_check_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_command('--schema') == 0
+    jsonschema.Draft202012Validator.check_schema(json.loads(capsys.readouterr().out))
