@@ -1,0 +1,501 @@
+"""What a model is to us, and llama.cpp behind it.
+
+A model turns text into tokens and batches of tokens into logits; nothing here knows of prompts or
+of decisions. One thread owns it. Sequences always share one KV buffer (`kv_unified`), because a
+partial copy between split buffers aborts the process. This is the only file that imports
+llama_cpp, and it talks to the low-level functions: the high-level class masks all 131,072 tokens
+of Tekken at every step. llama.cpp's own log stays silent; its last complaints go into the error
+that we raise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from smallm_ros.core.errors import (
+    ModelFileError,
+    OperatorError,
+    PackageMissingError,
+    WorkerError,
+)
+from smallm_ros.engine.gguf import check_head
+
+try:
+    from llama_cpp import llama_cpp as llama
+except (ImportError, OSError, RuntimeError) as err:
+    # llama_cpp raises RuntimeError when its shared library, or CUDA's, cannot be loaded
+    raise PackageMissingError(
+        f'llama_cpp cannot be imported ({err}): pip install llama-cpp-python==0.3.36'
+    ) from err
+
+# On an assert llama.cpp would start gdb for a backtrace: a second in which nobody respawns us.
+os.environ.setdefault('GGML_NO_BACKTRACE', '1')
+
+KvType = Literal['f16', 'q8_0', 'q4_0']
+
+_KV_TYPES = {
+    'f16': llama.GGML_TYPE_F16,
+    'q8_0': llama.GGML_TYPE_Q8_0,
+    'q4_0': llama.GGML_TYPE_Q4_0,
+}
+
+_MAX_SEQUENCES = 256
+"""LLAMA_MAX_SEQ in llama.cpp's sources."""
+
+_DECODE_CODES = {
+    1: 'no room in the KV cache for the batch',
+    2: 'aborted',
+    -1: 'the batch is not valid',
+    -2: 'memory could not be allocated',
+    -3: 'the computation failed',
+}
+
+
+class DecodeError(WorkerError):
+    """llama_decode did not return 0; `code` is what it returned."""
+
+    def __init__(self, code: int) -> None:
+        said = _DECODE_CODES.get(code, 'a code that llama.h does not name')
+        super().__init__(f'llama_decode returned {code}: {said}')
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One llama_decode, submitted whole."""
+
+    tokens: Sequence[int]
+    positions: Sequence[int]
+    sequences: Sequence[tuple[int, ...]]
+    """Each token's sequence ids: one, or several that share it."""
+    outputs: Sequence[int]
+    """Indices of the tokens whose logits are wanted, ascending."""
+
+
+class Tokenizer(Protocol):
+    """The part of a model that templates need."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids of plain text: no control token comes out, whatever the text says."""
+        ...
+
+    def control_token(self, text: str) -> int:
+        """Return the id of the control token spelled exactly so.
+
+        Raises ModelFileError, by name, when the vocabulary lacks it.
+        """
+        ...
+
+
+class Model(Tokenizer, Protocol):
+    """A loaded model with its KV cache; `LlamaModel` in the product, smaller ones in tests."""
+
+    name: str
+    sha256: str
+    n_vocab: int
+    n_ctx: int
+    n_batch: int
+    n_seq_max: int
+    threads: int
+    gpu_layers: int
+
+    def piece(self, token: int) -> bytes:
+        """Return the text of a token; not always whole UTF-8."""
+        ...
+
+    def evaluate(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Return logits of shape (len(batch.outputs), n_vocab), valid until the next call.
+
+        Raises DecodeError with llama_decode's code.
+        """
+        ...
+
+    def copy_sequence(self, source: int, target: int, start: int, end: int) -> None:
+        """Let `target` share the cells of `source` at positions [start, end); end -1 is all."""
+        ...
+
+    def remove(self, sequence: int, start: int, end: int) -> None:
+        """Forget positions [start, end) of `sequence`; sequence -1 is every one, end -1 is all."""
+        ...
+
+    def close(self) -> None:
+        """Free the memory; closing twice does nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """How a model is loaded: the deployment's choice, not the model's."""
+
+    context_tokens: int = 4096
+    n_gpu_layers: int = -1
+    """Layers on the accelerator; -1 is all, 0 is none."""
+    use_mlock: bool = False
+    kv_type: KvType = 'f16'
+    threads: int | None = None
+    """None: physical cores - 1, at least 1: a spinning thread beside a busy one is slow."""
+    batch_tokens: int = 512
+    """Largest batch, evaluated as one pass; a smaller context makes it smaller."""
+    sequences: int = 64
+
+    def __post_init__(self) -> None:
+        """Refuse what llama.cpp would take silently, or assert on."""
+        whole_batch = min(self.batch_tokens, self.context_tokens)
+        for name, value, low, high in (
+            ('context_tokens', self.context_tokens, 1, 1 << 24),
+            ('batch_tokens', self.batch_tokens, 1, 1 << 16),
+            ('sequences', self.sequences, 1, min(_MAX_SEQUENCES, max(1, whole_batch))),
+            ('threads', 1 if self.threads is None else self.threads, 1, 512),
+            ('n_gpu_layers', self.n_gpu_layers, -1, 100_000),
+        ):
+            if not low <= value <= high:
+                raise OperatorError(f'{name} is {value}, allowed are {low} to {high}')
+        if self.kv_type not in _KV_TYPES:
+            raise OperatorError(f'kv_type is {self.kv_type!r}, allowed are {", ".join(_KV_TYPES)}')
+
+
+class _Log:
+    """Where llama.cpp's log goes: its last complaints are kept, nothing is printed."""
+
+    _WARNING, _ERROR = 3, 4
+    """GGML_LOG_LEVEL_WARN and _ERROR of ggml.h."""
+
+    def __init__(self) -> None:
+        self.complaints: deque[str] = deque(maxlen=8)
+        self.offloaded = 0
+        self.not_locked = ''
+        # llama.cpp keeps the bare pointer for the life of the process, so the object must live
+        self.callback = llama.llama_log_callback(self._take)
+
+    def install(self) -> None:
+        """Take llama.cpp's log over and forget what was said before."""
+        self.complaints.clear()
+        self.offloaded = 0
+        self.not_locked = ''
+        llama.llama_log_set(self.callback, ctypes.c_void_p(0))
+
+    def said(self) -> str:
+        """Return the last complaints as part of one line."""
+        return '; '.join(self.complaints) or 'llama.cpp did not say why'
+
+    def _take(self, level: int, text: bytes | None, _data: object) -> None:
+        # a continued line (the dots of a load) has a level of its own and is no complaint
+        line = ' '.join((text or b'').decode('utf-8', 'replace').split())[:300]
+        if level in (self._WARNING, self._ERROR) and line:
+            self.complaints.append(line)
+            if 'mlock' in line:
+                self.not_locked = line
+        elif found := re.search(r'offloaded (\d+)/\d+ layers', line):
+            self.offloaded = int(found.group(1))
+
+
+_log = _Log()
+
+
+class LlamaModel:
+    """A GGUF in memory, with one context; use `LlamaModel.load`."""
+
+    def __init__(
+        self,
+        model: llama.llama_model_p,
+        context: llama.llama_context_p,
+        *,
+        name: str,
+        sha256: str,
+        threads: int,
+        gpu_layers: int,
+    ) -> None:
+        """Take a loaded model and its context over; both are freed by `close`."""
+        vocab, memory = llama.llama_model_get_vocab(model), llama.llama_get_memory(context)
+        assert vocab is not None, 'every model has a vocabulary, if an empty one'
+        assert memory is not None, 'load() lets only models with a KV cache through'
+        self._model: llama.llama_model_p | None = model
+        self._context: llama.llama_context_p | None = context
+        self._vocab, self._memory = vocab, memory
+        self.name, self.sha256 = name, sha256
+        self.threads, self.gpu_layers = threads, gpu_layers
+        self.n_vocab = llama.llama_vocab_n_tokens(vocab)
+        self.n_ctx = llama.llama_n_ctx(context)
+        self.n_batch = llama.llama_n_batch(context)
+        self.n_seq_max = llama.llama_n_seq_max(context)
+        self._arrays = _BatchArrays(self.n_batch, self.n_seq_max)
+        self._text_tokens = (llama.llama_token * self.n_ctx)()
+        self._piece = ctypes.create_string_buffer(512)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        *,
+        name: str,
+        sha256: str,
+        settings: ModelSettings,
+        progress: Callable[[float], None] | None = None,
+    ) -> LlamaModel:
+        """Load a GGUF; `progress` is told shares from 0 to 1.
+
+        Raises ModelFileError, one line that names the file, when it cannot be used so.
+        """
+        check_head(path)
+        _log.install()
+        llama.llama_backend_init()
+        params = llama.llama_model_default_params()
+        params.n_gpu_layers = settings.n_gpu_layers
+        if settings.use_mlock:
+            params.load_mode = llama.LLAMA_LOAD_MODE_MMAP_MLOCK
+        if progress is not None:
+            params.progress_callback = _progress_callback(progress)
+        model = llama.llama_model_load_from_file(os.fsencode(path), params)
+        if model is None:
+            raise ModelFileError(f'{path}: cannot be loaded: {_log.said()}')
+        gpu_layers = _log.offloaded
+        threads = settings.threads or max(1, physical_cores() - 1)
+        try:
+            context = _new_context(path, model, settings, threads)
+        except ModelFileError:
+            llama.llama_model_free(model)
+            raise
+        return cls(
+            model, context, name=name, sha256=sha256, threads=threads, gpu_layers=gpu_layers
+        )
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids of plain text: no control token comes out, whatever the text says."""
+        return self._tokenize(text, parse_special=False)
+
+    def control_token(self, text: str) -> int:
+        """Return the id of the control token spelled exactly so, or raise ModelFileError."""
+        ids = self._tokenize(text, parse_special=True)
+        if (
+            len(ids) == 1
+            and llama.llama_vocab_is_control(self._vocab, ids[0])
+            and llama.llama_vocab_get_text(self._vocab, ids[0]) == text.encode()
+        ):
+            return ids[0]
+        raise ModelFileError(f'model {self.name}: its vocabulary has no control token {text!r}')
+
+    def piece(self, token: int) -> bytes:
+        """Return the text of a token; not always whole UTF-8. Control tokens are spelled out."""
+        self._open_context()
+        if not 0 <= token < self.n_vocab:
+            raise ValueError(f'token {token} is outside a vocabulary of {self.n_vocab}')
+        size = len(self._piece)
+        length = llama.llama_token_to_piece(self._vocab, token, self._piece, size, 0, True)
+        if length < 0:
+            self._piece = ctypes.create_string_buffer(-length)
+            return self.piece(token)
+        return self._piece.raw[:length]
+
+    def evaluate(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Return logits of shape (len(batch.outputs), n_vocab), valid until the next call.
+
+        Raises DecodeError with llama_decode's code: after 1 and -1 nothing of the batch is in the
+        KV cache, after any other an unknown part of it.
+        """
+        context = self._open_context()
+        code = llama.llama_decode(context, self._arrays.fill(batch))
+        if code != 0:
+            raise DecodeError(code)
+        count = len(batch.outputs)
+        if count == 0:
+            llama.llama_synchronize(context)
+            return np.empty((0, self.n_vocab), np.float32)
+        # not np.ctypeslib.as_array: its cast leaves a reference cycle behind on every call
+        address = ctypes.addressof(llama.llama_get_logits(context).contents)
+        raw = (ctypes.c_float * (count * self.n_vocab)).from_address(address)
+        return np.frombuffer(raw, np.float32).reshape(count, self.n_vocab)
+
+    def copy_sequence(self, source: int, target: int, start: int, end: int) -> None:
+        """Let `target` share the cells of `source` at positions [start, end); end -1 is all."""
+        self._open_context()
+        for sequence in (source, target):
+            self._check_sequence(sequence)
+        llama.llama_memory_seq_cp(self._memory, source, target, start, end)
+
+    def remove(self, sequence: int, start: int, end: int) -> None:
+        """Forget positions [start, end) of `sequence`; sequence -1 is every one, end -1 is all."""
+        self._open_context()
+        if sequence != -1:
+            self._check_sequence(sequence)
+        if not llama.llama_memory_seq_rm(self._memory, sequence, start, end):
+            raise WorkerError(f'the KV cache cannot forget [{start}, {end}) of {sequence}')
+
+    def close(self) -> None:
+        """Free the memory; closing twice does nothing."""
+        if self._context is not None:
+            llama.llama_free(self._context)
+            self._context = None
+        if self._model is not None:
+            llama.llama_model_free(self._model)
+            self._model = None
+
+    def _tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+        self._open_context()
+        raw = text.encode('utf-8', 'replace')
+        buffer = self._text_tokens
+        while True:
+            count = llama.llama_tokenize(
+                self._vocab, raw, len(raw), buffer, len(buffer), False, parse_special
+            )
+            if count >= 0:
+                return list(buffer[:count])
+            # longer than the context: the caller will say so, it needs the count for that
+            buffer = (llama.llama_token * -count)()
+
+    def _open_context(self) -> llama.llama_context_p:
+        if self._context is None:
+            raise ValueError(f'model {self.name} is closed')
+        return self._context
+
+    def _check_sequence(self, sequence: int) -> None:
+        # llama.cpp asserts on this, which would end the process
+        if not 0 <= sequence < self.n_seq_max:
+            raise ValueError(f'sequence {sequence} is outside 0 to {self.n_seq_max - 1}')
+
+
+class _BatchArrays:
+    """The arrays behind a llama_batch, allocated once and filled for every pass."""
+
+    def __init__(self, n_batch: int, n_seq_max: int) -> None:
+        self._tokens = np.zeros(n_batch, np.int32)
+        self._positions = np.zeros(n_batch, np.int32)
+        self._counts = np.zeros(n_batch, np.int32)
+        self._sequences = np.zeros((n_batch, n_seq_max), np.int32)
+        self._wanted = np.zeros(n_batch, np.int8)
+        int32_p = ctypes.POINTER(ctypes.c_int32)
+        row_bytes = self._sequences.strides[0]
+        first = self._sequences.ctypes.data
+        self._rows = (int32_p * n_batch)(
+            *(ctypes.cast(first + i * row_bytes, int32_p) for i in range(n_batch))
+        )
+        self._batch = llama.llama_batch(
+            n_tokens=0,
+            token=self._tokens.ctypes.data_as(int32_p),
+            embd=None,
+            pos=self._positions.ctypes.data_as(int32_p),
+            n_seq_id=self._counts.ctypes.data_as(int32_p),
+            seq_id=ctypes.cast(self._rows, ctypes.POINTER(int32_p)),
+            logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill(self, batch: Batch) -> llama.llama_batch:
+        """Copy `batch` in; the returned struct is good until the next call."""
+        count = len(batch.tokens)
+        if not count == len(batch.positions) == len(batch.sequences):
+            raise ValueError(
+                f'a batch of {count} tokens, {len(batch.positions)} positions, '
+                f'{len(batch.sequences)} sequences'
+            )
+        if not 1 <= count <= len(self._tokens):
+            raise ValueError(f'a batch of {count} tokens, allowed 1 to {len(self._tokens)}')
+        self._tokens[:count] = batch.tokens
+        self._positions[:count] = batch.positions
+        last = self._sequences.shape[1] - 1
+        for ids in set(batch.sequences):
+            if not ids or min(ids) < 0 or max(ids) > last:
+                raise ValueError(f'sequence {ids} is outside 0 to {last}')
+        for row, ids in enumerate(batch.sequences):
+            self._counts[row] = len(ids)
+            self._sequences[row, : len(ids)] = ids
+        self._wanted[:count] = 0
+        self._wanted[list(batch.outputs)] = 1
+        self._batch.n_tokens = count
+        return self._batch
+
+
+def requantise(source: Path, target: Path, *, threads: int | None = None) -> None:
+    """Write `source` to `target` as Q8_0, also from a quantised file.
+
+    Raises ModelFileError, one line, and leaves no half-written target.
+    """
+    check_head(source)
+    _log.install()
+    llama.llama_backend_init()
+    params = llama.llama_model_quantize_default_params()
+    params.ftype = llama.LLAMA_FTYPE_MOSTLY_Q8_0
+    params.allow_requantize = True
+    params.nthread = threads or max(1, physical_cores() - 1)
+    code = llama.llama_model_quantize(
+        os.fsencode(source), os.fsencode(target), ctypes.byref(params)
+    )
+    if code != 0:
+        target.unlink(missing_ok=True)
+        raise ModelFileError(f'{source}: cannot be requantised to Q8_0: {_log.said()}')
+
+
+def physical_cores() -> int:
+    """Return how many physical cores this process may run on; at least 1."""
+    return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
+
+
+def _siblings(cpu: int) -> str:
+    path = Path(f'/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list')
+    try:
+        return path.read_text(encoding='ascii').strip()
+    except OSError:
+        return str(cpu)  # no topology in this kernel or container: every CPU is a core
+
+
+def _new_context(
+    path: Path, model: llama.llama_model_p, settings: ModelSettings, threads: int
+) -> llama.llama_context_p:
+    if settings.use_mlock and _log.not_locked:
+        raise ModelFileError(
+            f'{path}: use_mlock: {_log.not_locked}; raise `ulimit -l` (LimitMEMLOCK in systemd) '
+            'or leave use_mlock off'
+        )
+    trained = llama.llama_model_n_ctx_train(model)
+    if settings.context_tokens > trained:
+        raise ModelFileError(
+            f'{path}: a context of {settings.context_tokens} tokens was asked for, the model was '
+            f'trained on {trained}'
+        )
+    context: llama.llama_context_p | None = llama.llama_init_from_model(
+        model, _context_params(settings, threads)
+    )
+    if context is None:
+        raise ModelFileError(
+            f'{path}: cannot make a context of {settings.context_tokens} tokens, '
+            f'{settings.sequences} sequences, {settings.kv_type} KV: {_log.said()}'
+        )
+    if llama.llama_get_memory(context) is None:
+        llama.llama_free(context)
+        raise ModelFileError(f'{path}: is not a language model with a KV cache')
+    # in split mode each sequence would have its own share, and a partial copy would abort us
+    assert llama.llama_n_ctx_seq(context) == llama.llama_n_ctx(context), 'kv_unified was not kept'
+    return context
+
+
+def _context_params(settings: ModelSettings, threads: int) -> llama.llama_context_params:
+    params: llama.llama_context_params = llama.llama_context_default_params()
+    params.n_ctx = settings.context_tokens
+    params.n_batch = params.n_ubatch = settings.batch_tokens
+    params.n_seq_max = settings.sequences
+    params.n_threads = params.n_threads_batch = threads
+    params.kv_unified = True
+    params.type_k = params.type_v = _KV_TYPES[settings.kv_type]
+    # llama.cpp refuses a quantised V cache without flash attention
+    params.flash_attn_type = (
+        llama.LLAMA_FLASH_ATTN_TYPE_AUTO
+        if settings.kv_type == 'f16'
+        else llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    )
+    return params
+
+
+def _progress_callback(progress: Callable[[float], None]) -> object:
+    def told(share: float, _data: object) -> bool:
+        progress(share)
+        return True
+
+    return llama.llama_progress_callback(told)

@@ -1,0 +1,238 @@
+"""One decision: equal to stepwise greedy decoding, in two passes, with KV left as it was found."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallm_ros.core.clock import MS
+from smallm_ros.core.exchange import (
+    Cancelled,
+    Decided,
+    Declaration,
+    DeclarationRejected,
+    Missed,
+    MissedWhy,
+    Refused,
+    RefusedWhy,
+)
+from smallm_ros.engine.decode import MAX_SPACES
+from smallm_ros.engine.model import DecodeError
+from tests.fakes.decider_bench import ANSWERS, Bench, stepwise
+from tests.fakes.history_model import HistoryModel
+
+WORDS = st.text('abc ', min_size=1, max_size=6).filter(lambda w: w.strip() == w)
+SPACES = st.lists(WORDS, min_size=2, max_size=24, unique=True).map(tuple)
+OBSERVATIONS = st.lists(st.text('xyz 0.5', max_size=12), min_size=1, max_size=4)
+
+
+@given(SPACES, st.lists(OBSERVATIONS, min_size=1, max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_it_equals_stepwise_decoding(
+    answers: tuple[str, ...], observations: list[list[str]]
+) -> None:
+    bench = Bench()
+    bench.declare(answers)
+    for texts in observations:
+        decided = bench.decided(*texts)
+        assert decided.decision.leaf == stepwise(answers, tuple(texts))
+        assert decided.decision.tokens.passes <= 2
+        assert 0 < decided.decision.confidence <= 1
+        for choice in decided.decision.choices:
+            assert sum(share for _, share in choice.children) == pytest.approx(1)
+
+
+@given(SPACES, OBSERVATIONS)
+@settings(max_examples=50, deadline=None)
+def test_a_branch_too_wide_for_the_sequences_takes_more_passes_to_the_same_answer(
+    answers: tuple[str, ...], texts: list[str]
+) -> None:
+    bench = Bench(n_seq_max=9)
+    bench.declare(answers)
+    assert bench.decided(*texts).decision.leaf == stepwise(answers, tuple(texts))
+
+
+def test_only_what_changed_is_evaluated() -> None:
+    bench = Bench()
+    bench.declare()
+    first = bench.decided('scan far\n', 'odom 1')
+    second = bench.decided('scan far\n', 'odom 2')
+    suffix = 1
+    assert first.decision.tokens.reused < second.decision.tokens.reused
+    prompt_part = second.decision.tokens.prompt - second.decision.tokens.reused
+    assert prompt_part == len('2') + suffix
+    again = bench.decided('scan far\n', 'odom 2')
+    assert again.decision.tokens.prompt - again.decision.tokens.reused == 1
+    assert again.decision.leaf == second.decision.leaf
+
+
+def test_kv_does_not_grow() -> None:
+    bench = Bench()
+    bench.declare()
+    sizes = set()
+    for i in range(200):
+        bench.decided(f'scan {i % 10}\n', f'odom {i % 7}')
+        sizes.add(bench.model.cells)
+    assert len(sizes) == 1
+
+
+def test_the_static_part_is_evaluated_once() -> None:
+    bench = Bench()
+    bench.declare()
+    batches = len(bench.batches)
+    bench.declare()
+    assert len(bench.batches) == batches
+
+
+def test_spaces_take_turns_and_the_least_used_is_forgotten() -> None:
+    bench = Bench()
+    for i in range(MAX_SPACES + 1):
+        bench.declare(space=f'space{i}')
+    refused = bench.ask(bench.question('a', space='space0'))
+    assert isinstance(refused, Refused)
+    assert refused.why is RefusedWhy.UNKNOWN_SPACE
+    for _ in range(2):
+        for i in range(1, MAX_SPACES + 1):
+            answer = bench.ask(bench.question('a', space=f'space{i}'))
+            assert isinstance(answer, Decided)
+            assert answer.decision.leaf == stepwise(ANSWERS, ('a',))
+
+
+def test_a_deadline_that_passed_is_refused_before_any_work() -> None:
+    bench = Bench()
+    bench.declare()
+    batches = len(bench.batches)
+    refused = bench.ask(bench.question('a', ms=0))
+    assert isinstance(refused, Refused)
+    assert refused.why is RefusedWhy.TOO_LATE
+    assert len(bench.batches) == batches
+
+
+def test_what_does_not_fit_is_refused_at_once_and_says_by_how_much() -> None:
+    bench = Bench()
+    bench.declare()
+    batches = len(bench.batches)
+    question = bench.question('x' * 100, ms=50)
+    refused = bench.ask(question)
+    assert isinstance(refused, Refused)
+    assert refused.why is RefusedWhy.DOES_NOT_FIT
+    assert '50 ms are left' in refused.detail
+    assert len(bench.batches) == batches
+
+
+def test_a_long_prompt_loses_its_least_important_segments() -> None:
+    bench = Bench()
+    bench.declare()
+    answer = bench.decided('scan far\n', 'x' * 250)
+    assert answer.dropped == ('s1',)
+    assert answer.decision.leaf == stepwise(ANSWERS, ('scan far\n',))
+
+
+def test_a_prompt_that_cannot_shrink_is_refused() -> None:
+    bench = Bench()
+    bench.declare()
+    refused = bench.ask(bench.question('x' * 250))
+    assert isinstance(refused, Refused)
+    assert refused.why is RefusedWhy.PROMPT_TOO_LONG
+
+
+def test_a_slow_first_pass_is_a_miss_and_the_next_decision_is_right() -> None:
+    bench = Bench()
+    bench.declare()
+    bench.ms_per_token = 30
+    missed = bench.ask(bench.question('scan far\n', ms=100))
+    assert isinstance(missed, Missed)
+    assert missed.why is MissedWhy.DEADLINE
+    bench.ms_per_token = 1
+    assert bench.decided('scan near').decision.leaf == stepwise(ANSWERS, ('scan near',))
+
+
+def test_one_slow_stretch_does_not_refuse_for_ever() -> None:
+    bench = Bench()
+    bench.declare()
+    bench.ms_per_token = 30
+    bench.ask(bench.question('a', ms=100))
+    bench.ms_per_token = 1
+    answers = [bench.ask(bench.question(f'{i}', ms=100)) for i in range(20)]
+    assert isinstance(answers[0], Refused)
+    assert isinstance(answers[-1], Decided)
+
+
+def test_a_withdrawn_question_is_cancelled_between_the_passes() -> None:
+    bench = Bench()
+    bench.declare(('go a', 'go b', 'stay a', 'stay b'))
+    assert bench.ask(bench.question('a'), cancelled=True) == Cancelled(bench.requests)
+    assert bench.decided('b').decision.leaf == stepwise(
+        ('go a', 'go b', 'stay a', 'stay b'), ('b',)
+    )
+
+
+def test_logits_that_are_no_numbers_are_a_miss() -> None:
+    bench = Bench()
+    bench.declare()
+    bench.model.poison = True
+    missed = bench.ask(bench.question('a'))
+    assert isinstance(missed, Missed)
+    assert missed.why is MissedWhy.NOT_FINITE
+    bench.model.poison = False
+    assert bench.decided('b').decision.leaf == stepwise(ANSWERS, ('b',))
+
+
+@pytest.mark.parametrize('code', [1, 2])
+def test_a_batch_that_failed_is_a_miss_and_leaves_kv_consistent(code: int) -> None:
+    bench = Bench()
+    bench.declare()
+    bench.decided('a')
+    bench.model.fail_with = code
+    missed = bench.ask(bench.question('b'))
+    assert isinstance(missed, Missed)
+    assert missed.why is MissedWhy.DECODE_FAILED
+    assert bench.decided('c').decision.leaf == stepwise(ANSWERS, ('c',))
+
+
+@pytest.mark.parametrize('code', [-1, -3])
+def test_a_broken_computation_ends_the_worker(code: int) -> None:
+    bench = Bench()
+    bench.declare()
+    bench.model.fail_with = code
+    with pytest.raises(DecodeError):
+        bench.ask(bench.question('b'))
+
+
+def test_each_batch_is_announced_and_ended() -> None:
+    bench = Bench()
+    bench.declare()
+    bench.decided('a')
+    assert bench.beats.began == bench.beats.ended == len(bench.batches)
+
+
+def test_a_static_part_beyond_the_context_is_rejected_with_the_numbers() -> None:
+    bench = Bench()
+    told = bench.decider.declare(Declaration('big', 'x' * 5000, (), ANSWERS, 200))
+    assert isinstance(told, DeclarationRejected)
+    assert '4096' in told.why
+
+
+def test_two_answers_with_the_same_tokens_are_rejected() -> None:
+    bench = Bench()
+    told = bench.decider.declare(Declaration('twice', 'x', (), ('go', 'go'), 200))
+    assert isinstance(told, DeclarationRejected)
+    assert 'answers 0 and 1' in told.why
+
+
+def test_forgetting_a_space_frees_its_kv() -> None:
+    bench = Bench()
+    before = bench.model.cells
+    bench.declare()
+    bench.decided('a')
+    bench.decider.forget('room')
+    assert bench.model.cells == before
+
+
+def test_the_limits_are_those_of_the_model() -> None:
+    limits = Bench().decider.limits
+    assert dataclasses.asdict(limits)['sha256'] == HistoryModel.sha256
+    assert limits.cost_per_token_ns == pytest.approx(MS, rel=0.01)
