@@ -1,0 +1,494 @@
+"""policy_node: the pilot's hands and ears; a managed node that never waits for anything.
+
+One thread runs everything: subscriptions keep the newest message with its arrival, a steady timer
+steps the pilot each control period, and a guard condition forwards what the engine says as soon as
+it is said. A side thread does nothing but wait for the engine's socket to become readable, so that
+an answer costs neither a polling loop nor up to a control period of its time-to-live.
+
+    unconfigured  configure: read the policy, connect, check; tells nothing yet
+    inactive      tells the watchdog each period that nothing is decided
+    active        decision ticks
+
+With `autostart` the node goes through both by itself: after a crash it is back without anybody's
+help. SIGTERM and SIGINT deactivate it, so that the watchdog is told before the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import secrets
+import select
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial, wraps
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from nav_msgs.msg import Odometry
+from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import LaserScan
+from std_msgs.msg import String
+
+from smallm_ros import process, steady
+from smallm_ros.core.clock import MS, SECOND
+from smallm_ros.core.errors import DroppedError, FrameError, OperatorError
+from smallm_ros.core.exchange import Cancel, DeclarationRejected
+from smallm_ros.core.observation import Received
+from smallm_ros.core.pilot import Ask, Declare, Do, Identity, Pilot, Record, Send, Tell, Withdraw
+from smallm_ros.core.policy import Policy, load_policy
+from smallm_ros.engine.client import EngineClient
+from smallm_ros.engine.wire import default_socket
+from smallm_ros.record.writer import RecordWriter
+from smallm_ros.ros import convert, diagnostics, qos
+from smallm_ros.ros.params import declare, refuse_clock_changes
+
+MESSAGES: dict[str, type] = {
+    'sensor_msgs/msg/LaserScan': LaserScan,
+    'nav_msgs/msg/Odometry': Odometry,
+    'geometry_msgs/msg/PoseStamped': PoseStamped,
+}
+DIAGNOSTICS_PERIOD_NS = SECOND
+FAREWELL_NS = 200 * MS
+"""How long the end of the process waits for the watchdog to have heard of it."""
+
+
+@dataclass(slots=True)
+class _Ear:
+    """What one sensor's subscription keeps between two steps."""
+
+    newest: tuple[Any, int, int] | None = None
+    """(message, steady arrival, ROS arrival), until the next step."""
+    count: int = 0
+    arrival_ns: int = 0
+    dropped: int = 0
+    why: str = ''
+    """Why the last message was dropped; empty when it was not."""
+
+
+@dataclass(slots=True)
+class _Parts:
+    """All that exists from configure to cleanup."""
+
+    policy: Policy
+    pilot: Pilot
+    client: EngineClient
+    waker: _Waker
+    writer: RecordWriter | None
+    ears: dict[str, _Ear]
+    destroy: list[Callable[[], object]]
+    """Destroys each subscription, timer and guard condition."""
+
+
+Transition = Callable[['PolicyNode', LifecycleState], TransitionCallbackReturn]
+
+
+def _loud(transition: Transition) -> Transition:
+    """Log what a transition raises: rclpy turns it into ERROR and forgets it."""
+
+    @wraps(transition)
+    def run(node: PolicyNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(node, state)
+        except Exception:
+            node.get_logger().error(traceback.format_exc())
+            raise
+
+    return run
+
+
+class PolicyNode(LifecycleNode):
+    """Connects a `Pilot` to ROS and to the engine."""
+
+    def __init__(self) -> None:
+        super().__init__('policy_node')
+        self._policy_path = declare(self, 'policy', '', 'path of the policy file')
+        self._socket_path = declare(
+            self, 'socket', '', 'path of the engine socket; empty: the default of this user')
+        self.autostart = declare(
+            self, 'autostart', True, 'configure and activate without being told')
+        self._record_dir = declare(
+            self, 'record_dir', '', 'existing directory for decision records; empty: none')
+        refuse_clock_changes(self)
+        self.fault: OperatorError | None = None
+        """What the operator must put right before `configure` can succeed."""
+        self.finished = False
+        """Whether the lifecycle has come to its end."""
+        self._command = self.create_publisher(String, '~/command', qos.COMMAND)
+        self._status = self.create_publisher(String, '~/status', qos.STATUS)
+        self._decision = self.create_publisher(String, '~/decision', qos.DECISION)
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._parts: _Parts | None = None
+        self._said = ''
+
+    # --- lifecycle --------------------------------------------------------------------------
+
+    @_loud
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Read the policy, make every connection; FAILURE names what the operator must do."""
+        try:
+            self._parts = self._connect()
+        except OperatorError as err:
+            self.fault = err
+            for line in str(err).splitlines():
+                self.get_logger().error(line)
+            return TransitionCallbackReturn.FAILURE
+        policy = self._parts.policy
+        self.get_logger().info(
+            f'policy {policy.name!r}: {policy.leaves} answers at {policy.decision.rate_hz:g} Hz, '
+            f'budget {policy.decision.budget_ms:g} ms'
+        )
+        return TransitionCallbackReturn.SUCCESS
+
+    @_loud
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Begin to decide."""
+        parts = self._configured()
+        # What exists now stays: a collection over all of it would make a tick 100 ms late.
+        gc.collect()
+        gc.freeze()
+        self._do(parts.pilot.activate(steady.now_ns()))
+        return TransitionCallbackReturn.SUCCESS
+
+    @_loud
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop deciding and tell the watchdog at once."""
+        self._do(self._configured().pilot.deactivate(steady.now_ns()))
+        return TransitionCallbackReturn.SUCCESS
+
+    @_loud
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free what configure made."""
+        self.free()
+        return TransitionCallbackReturn.SUCCESS
+
+    @_loud
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Tell the watchdog, if it has not been told, and free everything."""
+        if self._parts is not None and self._parts.pilot.active:
+            self._do(self._parts.pilot.deactivate(steady.now_ns()))
+        self.free()
+        self.finished = True
+        return TransitionCallbackReturn.SUCCESS
+
+    def _connect(self) -> _Parts:
+        if not self._policy_path:
+            raise OperatorError('policy_node: the parameter `policy` must name a policy file')
+        policy = load_policy(Path(self._policy_path))
+        writer = None
+        if self._record_dir:
+            name = f'decisions-{steady.wall_text()}-{os.getpid()}.mcap'
+            writer = RecordWriter(Path(self._record_dir) / name)
+        guard = self.create_guard_condition(self._hear_engine)
+        parts = _Parts(
+            policy=policy,
+            pilot=Pilot(policy, _identity()),
+            client=EngineClient(
+                Path(self._socket_path) if self._socket_path else default_socket(),
+                self.get_fully_qualified_name(),
+            ),
+            waker=_Waker(guard.trigger),
+            writer=writer,
+            ears={name: _Ear() for name in policy.sensors},
+            destroy=[partial(self.destroy_guard_condition, guard)],
+        )
+        steadily = Clock(clock_type=ClockType.STEADY_TIME)
+        for period_s, callback in (
+            (policy.control_period_ns / SECOND, self._step),
+            (DIAGNOSTICS_PERIOD_NS / SECOND, self._diagnose),
+        ):
+            timer = self.create_timer(period_s, callback, clock=steadily)
+            parts.destroy.append(partial(self.destroy_timer, timer))
+        for name, sensor in policy.sensors.items():
+            subscription = self.create_subscription(
+                MESSAGES[sensor.type], sensor.topic, self._keeper(parts.ears[name]), qos.SENSOR)
+            parts.destroy.append(partial(self.destroy_subscription, subscription))
+        return parts
+
+    def free(self) -> None:
+        """Give back all that configure made; harmless when there is nothing."""
+        parts, self._parts = self._parts, None
+        if parts is None:
+            return
+        parts.waker.close()
+        parts.client.close()
+        with contextlib.suppress(RuntimeError):  # some middleware has no acknowledgements
+            self._status.wait_for_all_acked(Duration(nanoseconds=FAREWELL_NS))
+        for destroy in parts.destroy:
+            destroy()
+        if parts.writer is not None:
+            parts.writer.close()
+
+    def _configured(self) -> _Parts:
+        assert self._parts is not None, 'the lifecycle lets nothing happen before configure'
+        return self._parts
+
+    # --- hearing ----------------------------------------------------------------------------
+
+    def _keeper(self, ear: _Ear) -> Callable[[Any], None]:
+        def keep(msg: Any) -> None:
+            ear.arrival_ns = steady.now_ns()
+            ear.newest = (msg, ear.arrival_ns, self._ros_now_ns())
+            ear.count += 1
+
+        return keep
+
+    def _observe(self, parts: _Parts) -> None:
+        for name, ear in parts.ears.items():
+            if ear.newest is None:
+                continue
+            msg, arrival_ns, ros_arrival_ns = ear.newest
+            ear.newest = None
+            try:
+                fields = convert.fields_of(parts.policy.sensors[name].type, msg)
+            except DroppedError as err:
+                ear.dropped += 1
+                ear.why = str(err)
+                continue
+            ear.why = ''
+            parts.pilot.observe(Received(name, fields, arrival_ns, ros_arrival_ns))
+
+    def _hear_engine(self) -> None:
+        """Forward what the engine says now, between two steps."""
+        parts = self._parts
+        if parts is None:
+            return
+        now_ns = steady.now_ns()
+        for event in parts.client.poll(now_ns):
+            self._do(parts.pilot.receive(event, now_ns))
+            self._say_engine(parts.pilot)
+        self._watch(parts)
+
+    def _watch(self, parts: _Parts) -> None:
+        """Be woken by the engine while an answer is due; else the steps poll often enough."""
+        fd = parts.client.fileno()
+        if fd is not None and parts.pilot.waiting:
+            parts.waker.watch(fd)
+
+    # --- doing ------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        parts = self._parts
+        if parts is None:  # cleaned up in the same turn of the executor
+            return
+        self._hear_engine()
+        self._observe(parts)
+        self._do(parts.pilot.step(steady.now_ns(), self._ros_now_ns()))
+
+    def _do(self, things: Iterable[Do]) -> None:
+        parts = self._configured()
+        for thing in things:
+            match thing:
+                case Ask(question):
+                    if not self._sent(parts.client.send_nowait, question):
+                        self._do(parts.pilot.unsent(thing, steady.now_ns()))
+                    self._watch(parts)
+                case Declare():
+                    self._declare(parts, thing)
+                case Withdraw(request):
+                    # Unsent, the engine does work that nobody waits for; its deadline ends it.
+                    parts.client.send_nowait(Cancel(request))
+                case Send(command):
+                    self._command.publish(String(data=command.to_json()))
+                case Tell(status):
+                    self._status.publish(String(data=status.to_json()))
+                case Record(record):
+                    self._decision.publish(String(data=record.model_dump_json()))
+                    if parts.writer is not None:
+                        parts.writer.put_nowait(record)
+
+    def _sent(self, send: Callable[[Any], bool], item: object) -> bool:
+        try:
+            return send(item)
+        except FrameError as err:
+            self.get_logger().error(f'cannot be told to the engine: {err}')
+            return False
+
+    def _declare(self, parts: _Parts, declare: Declare) -> None:
+        now_ns = steady.now_ns()
+        try:
+            sent = parts.client.send_nowait(declare.declaration)
+        except FrameError as err:
+            rejected = DeclarationRejected(declare.declaration.space, str(err))
+            self._do(parts.pilot.receive(rejected, now_ns))
+            return
+        if not sent:
+            self._do(parts.pilot.unsent(declare, now_ns))
+
+    def _ros_now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+    # --- telling people ---------------------------------------------------------------------
+
+    def _say_engine(self, pilot: Pilot) -> None:
+        """Log the engine's state when it changes, and only then."""
+        line = f'engine {pilot.engine}' + (f': {pilot.engine_why}' if pilot.engine_why else '')
+        if line != self._said:
+            self._said = line
+            # A call each: rclpy holds every calling line to the severity of its first call.
+            if pilot.engine == 'failed':
+                self.get_logger().error(line)
+            elif pilot.engine == 'absent':
+                self.get_logger().warning(line)
+            else:
+                self.get_logger().info(line)
+
+    def _diagnose(self) -> None:
+        parts = self._parts
+        if parts is None:
+            return
+        statuses = [self._decisions_status(parts), *self._sensor_statuses(parts)]
+        self._diagnostics.publish(diagnostics.array(self._ros_now_ns(), statuses))
+
+    def _decisions_status(self, parts: _Parts) -> DiagnosticStatus:
+        pilot, writer = parts.pilot, parts.writer
+        level = {
+            'ready': diagnostics.OK, 'loading': diagnostics.WARN,
+            'absent': diagnostics.ERROR, 'failed': diagnostics.ERROR,
+        }[pilot.engine]
+        message = pilot.engine_why or ('deciding' if pilot.active else 'ready, not active')
+        values = {
+            'policy': parts.policy.name,
+            'engine': pilot.engine,
+            'model': pilot.limits.name if pilot.limits else '',
+            'served': str(pilot.served),
+            'misses': str(pilot.misses),
+            'last outcome': pilot.last_outcome,
+            'late answers': str(pilot.late_answers),
+            'skipped ticks': str(pilot.skipped_ticks),
+        }
+        if writer is not None:
+            values |= {
+                'records': str(writer.written), 'records dropped': str(writer.dropped),
+                'record fault': writer.fault,
+            }
+            if writer.dropped and level == diagnostics.OK:
+                level, message = diagnostics.WARN, 'decision records are being lost'
+        return diagnostics.status(f'{self.get_name()}: decisions', level, message, values)
+
+    def _sensor_statuses(self, parts: _Parts) -> Iterable[DiagnosticStatus]:
+        now_ns = steady.now_ns()
+        for name, sensor in parts.policy.sensors.items():
+            ear = parts.ears[name]
+            bad = diagnostics.ERROR if sensor.required else diagnostics.WARN
+            age_ns = now_ns - ear.arrival_ns
+            if not ear.count:
+                level = bad if sensor.required else diagnostics.OK
+                message = self._why_silent(sensor.topic, sensor.type)
+            elif age_ns > sensor.stale_after_ns:
+                level, message = bad, f'silent for {age_ns / SECOND:.1f} s'
+            elif ear.why:
+                level, message = diagnostics.WARN, f'dropped: {ear.why}'
+            else:
+                level, message = diagnostics.OK, 'fresh'
+            yield diagnostics.status(f'{self.get_name()}: sensor {name}', level, message, {
+                'topic': sensor.topic, 'messages': str(ear.count), 'dropped': str(ear.dropped),
+            })
+
+    def _why_silent(self, topic: str, wanted: str) -> str:
+        offers = self.get_publishers_info_by_topic(topic)
+        if not offers:
+            return f'nobody publishes {topic}'
+        kinds = sorted({offer.topic_type for offer in offers} - {wanted})
+        if kinds:
+            return f'{topic} is published as {", ".join(kinds)}, the policy file says {wanted}'
+        return f'{topic} is published, nothing has come yet'
+
+
+class _Waker:
+    """Calls `wake` from a side thread when the watched descriptor becomes readable.
+
+    Each `watch` arms it for one call, so a descriptor that nobody reads cannot spin the thread.
+    The kernel forgets a descriptor that is closed; nothing need be told.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._epoll = select.epoll()
+        self._end = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._end, select.EPOLLIN)
+        self._thread = threading.Thread(target=self._wait, name='engine-waker', daemon=True)
+        self._thread.start()
+
+    def watch(self, fd: int) -> None:
+        """Arm for the next thing to read on `fd`."""
+        events = select.EPOLLIN | select.EPOLLONESHOT
+        try:
+            self._epoll.modify(fd, events)
+        except FileNotFoundError:
+            self._epoll.register(fd, events)
+
+    def close(self) -> None:
+        """End the thread, and wait for that: it must not wake what is being destroyed."""
+        os.eventfd_write(self._end, 1)
+        self._thread.join()
+        self._epoll.close()
+        os.close(self._end)
+
+    def _wait(self) -> None:
+        while True:
+            ready = [fd for fd, _ in self._epoll.poll()]
+            if self._end in ready:
+                return
+            self._wake()
+
+
+def _identity() -> Identity:
+    """Return who this process is, in a session of its own: its sequences begin at 1."""
+    return Identity(
+        session=secrets.token_hex(8),
+        host=process.host(),
+        boot=steady.boot_id()[:64],
+        pid=os.getpid(),
+        start_ticks=process.own_start_ticks(),
+    )
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the node until SIGTERM or SIGINT; return the exit code."""
+    # Before rclpy starts threads, and instead of rclpy's own handlers, which would shut the
+    # context down before the watchdog could be told.
+    ending = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ending.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    rclpy.init(args=list(sys.argv if args is None else args),
+               signal_handler_options=SignalHandlerOptions.NO)
+    node = PolicyNode()
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        if node.autostart:
+            if node.trigger_configure() != TransitionCallbackReturn.SUCCESS:
+                return node.fault.exit_code if node.fault else 1
+            node.trigger_activate()
+        while not (ending.is_set() or node.finished):
+            executor.spin_once(timeout_sec=0.2)
+        if not node.finished:
+            node.trigger_shutdown()
+        return 0
+    finally:
+        node.free()
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown()
+
+
+if __name__ == '__main__':
+    sys.exit(main())
