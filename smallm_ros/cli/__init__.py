@@ -1,0 +1,1 @@
+"""`smallm`: one file for each command."""
