@@ -27,7 +27,7 @@ class RecordWriter:
     """Writes the records of one process to one new file."""
 
     def __init__(self, path: Path, *, queue_limit: int = 256) -> None:
-        """Create `path`, which must not exist yet. Raises OperatorError when that fails."""
+        """Create `path`, which must not exist yet, and its folder. OperatorError when that fails."""
         self.path = path
         self.written = 0
         """Records that are in the file."""
@@ -37,6 +37,7 @@ class RecordWriter:
         self._overflowed = 0
         self._limit = queue_limit
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._sink = _Sink(path)
             self._mcap, self._channel = _open_mcap(self._sink)
         except OSError as err:
