@@ -69,9 +69,15 @@ def test_a_recording_is_never_overwritten(tmp_path: Path) -> None:
         RecordWriter(path)
 
 
-def test_no_folder_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(OperatorError, match=r'absent/x.mcap: cannot record decisions: No such'):
-        RecordWriter(tmp_path / 'absent' / 'x.mcap')
+def test_the_folder_is_made(tmp_path: Path) -> None:
+    write(tmp_path / 'absent' / 'too' / 'x.mcap', some(1))
+    assert (tmp_path / 'absent' / 'too' / 'x.mcap').exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / 'file').touch()
+    with pytest.raises(OperatorError, match=r'file/x.mcap: cannot record decisions: '):
+        RecordWriter(tmp_path / 'file' / 'x.mcap')
 
 
 def test_every_truncation_reads_as_far_as_it_goes(tmp_path: Path) -> None:

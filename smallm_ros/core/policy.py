@@ -13,6 +13,8 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -53,7 +55,7 @@ class _Sensor(_Part):
 
 
 class Sector(_Part):
-    """A named range of bearings, degrees counter-clockwise from straight ahead."""
+    """A named range of bearings in degrees, counter-clockwise from ahead, without its end."""
 
     name: Word
     from_deg: Annotated[float, Field(ge=-180, le=180)]
@@ -64,6 +66,12 @@ class Sector(_Part):
         if not self.from_deg < self.to_deg:
             raise ValueError(f'from_deg {self.from_deg:g} is not less than to_deg {self.to_deg:g}')
         return self
+
+
+    def holds(self, degrees: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Return which bearings lie inside; a bearing of 180 degrees is one of -180 too."""
+        inside = (degrees >= self.from_deg) & (degrees < self.to_deg)
+        return inside | (degrees == 180) if self.to_deg == 180 else inside
 
 
 class Bin(_Part):

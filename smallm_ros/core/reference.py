@@ -15,7 +15,6 @@ from smallm_ros.core.policy import OdometrySensor, Policy, ScanSensor, Sensor
 from smallm_ros.core.summary import observe
 
 _NEAREST_M = 0.15
-_BEAMS = 360
 
 
 def draw(policy: Policy, seed: int, count: int) -> tuple[Observation, ...]:
@@ -49,14 +48,15 @@ def _scan(sensor: ScanSensor, random: np.random.Generator) -> Scan:
     """Return a scan in which each sector has one distance, as often in one bin as in another."""
     limits = [_NEAREST_M, *(b.below_m for b in sensor.bins)]
     limits.append(max(sensor.far_m, limits[-1]) * 1.5)
-    bearing = np.linspace(-180.0, 180.0, _BEAMS, endpoint=False)
-    ranges = np.full(_BEAMS, limits[-1], np.float32)
+    # In the middle of each degree, so that no rounding moves a beam to the next sector.
+    bearing = np.arange(-179.5, 180.0, dtype=np.float32)
+    ranges = np.full(bearing.size, limits[-1], np.float32)
     for sector in sensor.sectors:
         band = int(random.integers(len(limits) - 1))
         metres = random.uniform(limits[band], limits[band + 1])
-        ranges[(bearing >= sector.from_deg) & (bearing <= sector.to_deg)] = metres
+        ranges[sector.holds(bearing)] = metres
     return Scan(
-        stamp_ns=0, frame_id='', angle_min_rad=-math.pi - math.radians(sensor.mount_yaw_deg),
-        angle_increment_rad=2 * math.pi / _BEAMS, range_min_m=0.0,
+        stamp_ns=0, frame_id='', angle_min_rad=math.radians(-179.5 - sensor.mount_yaw_deg),
+        angle_increment_rad=math.radians(1.0), range_min_m=0.0,
         range_max_m=float(limits[-1]) * 2, ranges_m=ranges,
     )

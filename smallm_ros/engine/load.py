@@ -55,7 +55,7 @@ def load_decider(request: LoadRequest, beats: LoadBeats, clock: Clock) -> TreeDe
         progress=steps.weights,
     )
     template = fitting(file.template, model)
-    return TreeDecider(model, template, _cost_model(model, request, beats, clock), beats, clock)
+    return TreeDecider(model, template, cost_model(model, request, beats, clock), beats, clock)
 
 
 class _Steps:
@@ -75,9 +75,10 @@ class _Steps:
         self._beats.loading(_SHARE_OF_FILE + (1 - _SHARE_OF_FILE) * fraction)
 
 
-def _cost_model(
+def cost_model(
     model: Model, request: LoadRequest, beats: Beats, clock: Clock
 ) -> CostModel:
+    """Return what a batch costs here: from the cache, or measured and then cached."""
     key = hashlib.sha256(repr((
         model.sha256, model.threads, model.gpu_layers, request.kv_type, request.context_tokens,
         platform.processor() or platform.machine(), _cpu_model(), SIZES,

@@ -27,7 +27,7 @@ class RecordWriter:
     """Writes the records of one process to one new file."""
 
     def __init__(self, path: Path, *, queue_limit: int = 256) -> None:
-        """Create `path`, which must not exist yet, and its folder. OperatorError when that fails."""
+        """Create `path`, which must not exist, and its folder. OperatorError when that fails."""
         self.path = path
         self.written = 0
         """Records that are in the file."""

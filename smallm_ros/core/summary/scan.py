@@ -34,7 +34,7 @@ def nearest(sensor: ScanSensor, scan: Scan) -> tuple[float, ...]:
     degrees = np.degrees(np.arctan2(np.sin(bearing), np.cos(bearing)))
     out = []
     for sector in sensor.sectors:
-        inside = (degrees >= sector.from_deg) & (degrees <= sector.to_deg)
+        inside = sector.holds(degrees)
         hits = scan.ranges_m[inside & usable]
         if hits.size:
             out.append(float(hits.min()))

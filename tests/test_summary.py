@@ -1,0 +1,211 @@
+"""From fields to readings: what the model is told, and what is never believed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smallm_ros.core.clock import MS, SECOND
+from smallm_ros.core.observation import (
+    Goal,
+    Observation,
+    Odometry,
+    Quality,
+    Reading,
+    Received,
+    Scan,
+    StampFault,
+)
+from smallm_ros.core.policy import Bin, Policy, ScanSensor, load_policy
+from smallm_ros.core.summary import goal as goal_family
+from smallm_ros.core.summary import observe
+from smallm_ros.core.summary import odometry as odometry_family
+from smallm_ros.core.summary import scan as scan_family
+
+POLICY = load_policy(Path(__file__).parent / 'policies' / 'wanderer.yaml')
+NOW_NS = 1_000 * SECOND
+ROS_NS = 1_700_000_000 * SECOND
+PLAIN = ScanSensor(type='sensor_msgs/msg/LaserScan', topic='scan', rate_hz=10, stale_after_ms=500)
+
+
+def scan(ranges: list[float] | np.ndarray, stamp_ns: int = ROS_NS) -> Scan:
+    """Return a scan of the full circle, the first beam straight behind."""
+    values = np.asarray(ranges, np.float32)
+    return Scan(stamp_ns, 'laser', -math.pi, 2 * math.pi / max(1, values.size), 0.1, 8.0, values)
+
+
+def beams(**metres: float) -> Scan:
+    """Return 360 beams that say nothing but for those at `deg_N=metres`."""
+    ranges = np.full(360, np.nan, np.float32)
+    for name, value in metres.items():
+        ranges[(int(name.removeprefix('deg').replace('_', '-')) + 180) % 360] = value
+    return scan(ranges)
+
+
+# --- scan ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('fields', 'expected'), [
+    (beams(deg0=1.25, deg90=0.8), 'left 0.8, ahead-left unknown, ahead 1.2, ahead-right unknown, '
+                                  'right unknown'),
+    (beams(deg0=math.inf, deg_90=5.1), 'left unknown, ahead-left unknown, ahead far, '
+                                       'ahead-right unknown, right far'),
+    (beams(deg0=0.05), 'left unknown, ahead-left unknown, ahead unknown, ahead-right unknown, '
+                       'right unknown'),
+    (beams(deg0=9.0, deg5=-math.inf), 'left unknown, ahead-left unknown, ahead far, '
+                                      'ahead-right unknown, right unknown'),
+    (scan([]), 'left unknown, ahead-left unknown, ahead unknown, ahead-right unknown, '
+               'right unknown'),
+])
+def test_a_scan_says_the_nearest_of_each_sector(fields: Scan, expected: str) -> None:
+    assert scan_family.text(PLAIN, fields) == expected
+
+
+@pytest.mark.parametrize(('metres', 'word'), [
+    (0.59, 'blocked'), (0.6, 'near'), (1.19, 'near'), (1.2, 'free'), (7.9, 'free'),
+])
+def test_bins_are_words_with_open_ends(metres: float, word: str) -> None:
+    sensor = PLAIN.model_copy(update={
+        'bins': (Bin(word='blocked', below_m=0.6), Bin(word='near', below_m=1.2)),
+        'far_word': 'free', 'sectors': PLAIN.sectors[2:3],
+    })
+    ranges = np.full(360, metres, np.float64)
+    fields = Scan(0, '', -math.pi, math.pi / 180, 0.1, 8.0, ranges)  # type: ignore[arg-type]
+    assert scan_family.text(sensor, fields) == f'ahead {word}'
+
+
+def test_the_mount_turns_the_sectors() -> None:
+    turned = PLAIN.model_copy(update={'mount_yaw_deg': 180.0})
+    ahead_of_the_base = beams(deg180=0.5)
+    assert scan_family.nearest(turned, ahead_of_the_base)[2] == 0.5
+
+
+@given(st.lists(st.floats(width=32, allow_nan=True, allow_infinity=True), max_size=64),
+       st.floats(-10, 10), st.floats(-1, 1))
+def test_any_scan_gives_one_line_of_five_sectors(
+    ranges: list[float], angle_min: float, increment: float
+) -> None:
+    fields = Scan(0, '', angle_min, increment, 0.1, 8.0, np.asarray(ranges, np.float32))
+    line = scan_family.text(PLAIN, fields)
+    assert line.count(', ') == 4
+    assert '\n' not in line
+    assert 'nan' not in line
+    assert 'inf' not in line
+
+
+# --- odometry and goal --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('linear', 'angular', 'expected'), [
+    (0.0, 0.0, 'standing'), (0.25, 0.0, 'ahead 0.2'), (-0.1, 0.3, 'back 0.1 turning left'),
+    (0.01, -0.4, 'turning right'), (1.0, 0.04, 'ahead 1.0'),
+])
+def test_odometry_says_how_the_base_moves(linear: float, angular: float, expected: str) -> None:
+    assert odometry_family.text(Odometry(0, '', 0, 0, 0, linear, angular)) == expected
+
+
+HERE = Odometry(0, 'odom', 1.0, 1.0, math.pi / 2, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(('x', 'y', 'expected'), [
+    (1.0, 3.0, '2.0 m ahead'), (0.0, 1.0, '1.0 m left'), (2.0, 1.0, '1.0 m right'),
+    (1.0, 0.0, '1.0 m behind'), (1.1, 1.1, 'reached'), (2.0, 2.0, '1.4 m ahead-right'),
+    (math.nan, 1.0, 'not a finite pose'),
+])
+def test_a_goal_is_a_distance_and_a_direction(x: float, y: float, expected: str) -> None:
+    assert goal_family.text(Goal(0, 'odom', x, y, 0.0), HERE) == expected
+
+
+def test_a_goal_in_another_frame_or_without_odometry_says_so() -> None:
+    goal = Goal(0, 'map', 1.0, 1.0, 0.0)
+    assert goal_family.text(goal, HERE) == 'bearing unknown, given in frame map'
+    assert goal_family.text(goal, None) == 'bearing unknown, no odometry'
+
+
+# --- time and truth -----------------------------------------------------------------------------
+
+
+def odom(stamp_ns: int = ROS_NS) -> Odometry:
+    return Odometry(stamp_ns, 'odom', 0, 0, 0, 0.2, 0.0)
+
+
+def seen(
+    policy: Policy = POLICY, *, now_ns: int = NOW_NS, ros_ns: int = ROS_NS,
+    scan_stamp_ns: int = ROS_NS, arrival_ns: int = NOW_NS, ros_arrival_ns: int | None = ROS_NS,
+) -> Observation:
+    newest = {
+        'scan': Received('scan', scan([1.0] * 360, scan_stamp_ns), arrival_ns, ros_arrival_ns),
+        'odom': Received('odom', odom(ros_ns), now_ns, ros_ns),
+    }
+    return observe(policy, newest, now_ns, ros_ns)
+
+
+def reading(observation: Observation, sensor: str = 'scan') -> Reading:
+    return next(r for r in observation.readings if r.sensor == sensor)
+
+
+LIMIT_NS = POLICY.sensors['scan'].stale_after_ns
+
+
+def test_what_never_came_is_said_and_a_required_one_makes_it_unfit() -> None:
+    observation = observe(POLICY, {}, NOW_NS, ROS_NS)
+    assert set(observation.unfit) == set(POLICY.required_sensors)
+    assert reading(observation).quality is Quality.NEVER
+    assert reading(observation).text == 'scan: nothing received yet'
+    assert observation.arrival_ns is None
+
+
+@pytest.mark.parametrize('late_ns', [0, 1])
+def test_silence_trips_one_nanosecond_past_the_limit(late_ns: int) -> None:
+    passed = LIMIT_NS + late_ns
+    observation = seen(now_ns=NOW_NS + passed, ros_ns=ROS_NS + passed,
+                       scan_stamp_ns=ROS_NS + passed)
+    assert reading(observation).quality is (Quality.STALE if late_ns else Quality.FRESH)
+    assert observation.fit is not bool(late_ns)
+
+
+def test_an_old_stamp_that_just_arrived_is_stale() -> None:
+    observation = seen(scan_stamp_ns=ROS_NS - LIMIT_NS - 1)
+    assert reading(observation).quality is Quality.STALE
+    assert reading(observation).text == 'scan: lost'
+
+
+def test_a_paused_world_makes_nothing_older() -> None:
+    observation = seen(now_ns=NOW_NS + 3600 * SECOND)
+    assert reading(observation).quality is Quality.FRESH
+    assert observation.fit
+
+
+def test_a_jump_of_ros_time_alone_is_no_silence_of_the_sensor() -> None:
+    observation = seen(ros_ns=ROS_NS + 60 * SECOND, scan_stamp_ns=ROS_NS + 60 * SECOND)
+    assert reading(observation).quality is Quality.FRESH
+
+
+@pytest.mark.parametrize(('stamp_ns', 'fault'), [
+    (0, StampFault.ABSENT),
+    (ROS_NS + 100 * MS, StampFault.NONE),
+    (ROS_NS + 100 * MS + 1, StampFault.FUTURE),
+    (ROS_NS - 3601 * SECOND, StampFault.ABSURD),
+    (ROS_NS + 3601 * SECOND, StampFault.ABSURD),
+])
+def test_a_stamp_that_cannot_be_believed_is_named_and_the_arrival_counts(
+    stamp_ns: int, fault: StampFault
+) -> None:
+    found = reading(seen(scan_stamp_ns=stamp_ns))
+    assert found.stamp_fault is fault
+    assert (found.stamp_age_ns is None) == (fault is not StampFault.NONE)
+    assert found.quality is Quality.FRESH
+
+
+def test_the_deadline_starts_at_the_newest_required_arrival_and_the_age_at_the_oldest_stamp(
+) -> None:
+    observation = seen(scan_stamp_ns=ROS_NS - 50 * MS, arrival_ns=NOW_NS - 40 * MS)
+    required = [r for r in observation.readings if r.required]
+    assert len(required) == 2
+    assert observation.arrival_ns == NOW_NS
+    assert observation.stamp_ns == ROS_NS - 50 * MS
