@@ -14,11 +14,9 @@ from smallm_ros.core.action import STOP, Velocity
 from smallm_ros.core.baseline import choose, decelerate, freest
 from smallm_ros.core.envelope import Surroundings
 from smallm_ros.core.observation import Scan
-from smallm_ros.core.policy import FallbackKind, Policy, ScanSensor, load_policy
+from smallm_ros.core.policy import FallbackKind, Policy, load_policy
 
 POLICY = load_policy(Path(__file__).parent / 'fakes' / 'round_robot.yaml')
-SENSOR = POLICY.sensors['scan']
-assert isinstance(SENSOR, ScanSensor)
 DT = 0.05
 
 
@@ -86,6 +84,6 @@ def test_with_no_way_out_it_stands(kind: FallbackKind, scan: Scan) -> None:
 
 def test_the_freest_way_is_the_gap() -> None:
     gap = scan_of(range(130, 410), 0.5)  # free from 50 to 130 degrees
-    heading, free = freest(POLICY, Surroundings.of(gap, SENSOR))
+    heading, free = freest(POLICY, Surroundings.of(gap, POLICY))
     assert math.degrees(heading) == pytest.approx(90, abs=15)
     assert free > 1.0

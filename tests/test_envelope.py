@@ -46,6 +46,10 @@ def scan_of(ranges: dict[int, float], other: float = math.inf, beams: int = BEAM
 OPEN = scan_of({})
 
 
+def with_envelope(**rules: object) -> Policy:
+    return POLICY.model_copy(update={'envelope': POLICY.envelope.model_copy(update=rules)})
+
+
 def drive(asked: Velocity, previous: Velocity = STOP, scan: Scan | None = OPEN,
           since: Motion = STANDING, policy: Policy = POLICY) -> Limited:
     return limit(asked, previous, DT, scan, since, policy)
@@ -174,14 +178,111 @@ def test_what_was_driven_since_the_scan_counts() -> None:
 
 @pytest.mark.parametrize('bad', [math.nan, 0.01, 0.0])
 def test_an_unknown_direction_blocks_unless_told_otherwise(bad: float) -> None:
-    slow = Velocity(0.2, 0.0)
-    lenient = POLICY.model_copy(update={'envelope': POLICY.envelope.model_copy(update={
-        'unknown_is_blocked': False,
-    })})
-    assert drive(slow, slow, scan_of({0: bad})).velocity.linear_x_m_s == 0.0
-    assert drive(slow, slow, scan_of({29: bad})).velocity.linear_x_m_s == 0.0
-    assert drive(slow, slow, scan_of({32: bad})).velocity == slow
+    slow, strict = Velocity(0.2, 0.0), with_envelope(unknown_gap_deg=0.0)
+    lenient = with_envelope(unknown_gap_deg=0.0, unknown_is_blocked=False)
+    assert drive(slow, slow, scan_of({0: bad}), policy=strict).velocity.linear_x_m_s == 0.0
+    assert drive(slow, slow, scan_of({29: bad}), policy=strict).velocity.linear_x_m_s == 0.0
+    assert drive(slow, slow, scan_of({32: bad}), policy=strict).velocity == slow
     assert drive(slow, slow, scan_of({0: bad}), policy=lenient).velocity == slow
+
+
+@pytest.mark.parametrize('bad', [math.nan, 0.01])
+@pytest.mark.parametrize('first', [-1, 29, -31, 0])
+def test_a_drop_out_is_forgiven_up_to_its_limit(first: int, bad: float) -> None:
+    """Valid beams 4 degrees apart at the limit; 5 degrees, and one that tells 4 from less."""
+    slow = Velocity(0.2, 0.0)
+    three, four = (scan_of(dict.fromkeys(range(first, first + n), bad)) for n in (3, 4))
+    assert drive(slow, slow, three).velocity == slow
+    assert drive(slow, slow, four).velocity.linear_x_m_s == 0.0
+    below = with_envelope(unknown_gap_deg=3.99)
+    assert drive(slow, slow, three, policy=below).velocity.linear_x_m_s == 0.0
+    assert drive(slow, slow, four, policy=with_envelope(unknown_gap_deg=5.0)).velocity == slow
+
+
+@pytest.mark.parametrize('step', [math.pi / 180, float(np.float32(math.pi / 180)),
+                                  math.nextafter(math.pi / 180, 1.0)])
+def test_rounding_of_the_increment_moves_no_limit(step: float) -> None:
+    ranges = np.full(360, np.inf, dtype=np.float32)
+    ranges[179:182] = np.nan
+    slow, scan = Velocity(0.2, 0.0), Scan(0, 'laser', -180 * step, step, 0.05, 12.0, ranges)
+    assert Surroundings.of(scan, POLICY).unknown_rad.size == 0
+    ranges[182] = np.nan
+    assert drive(slow, slow, scan).velocity.linear_x_m_s == 0.0
+
+
+@pytest.mark.parametrize('beams', [360, 361])
+@pytest.mark.parametrize('clockwise', [False, True])
+@pytest.mark.parametrize('dropped', [(0,), (-1,), (-1, 0), (-2, -1), (0, 1)])
+def test_a_drop_out_over_the_seam_of_a_whole_turn(
+    dropped: tuple[int, ...], clockwise: bool, beams: int,
+) -> None:
+    """The seam ahead; with 361 beams the last looks where the first does."""
+    ranges = np.full(beams, np.inf, dtype=np.float32)
+    ranges[list(dropped)] = np.nan
+    step = math.copysign(math.pi / 180, -1.0 if clockwise else 1.0)
+    scan = Scan(0, 'laser', 0.0, step, 0.05, 12.0, ranges)
+    slow = Velocity(0.2, 0.0)
+    assert drive(slow, slow, scan).velocity == slow
+    ranges[-3:], ranges[:3] = np.nan, np.nan
+    assert drive(slow, slow, scan).velocity.linear_x_m_s == 0.0
+
+
+def test_what_has_one_side_only_stays_unknown() -> None:
+    ranges = np.full(181, np.inf, dtype=np.float32)
+    ranges[[0, -1]] = np.nan
+    half = Scan(0, 'laser', -math.pi / 2, math.pi / 180, 0.05, 12.0, ranges)
+    assert sorted(Surroundings.of(half, POLICY).unknown_rad) == pytest.approx(
+        [-math.pi / 2, math.pi / 2])
+    assert Surroundings.of(scan_of({}, other=math.nan), POLICY).unknown_rad.size == BEAMS
+    alone = scan_of({0: 1.0}, other=math.nan)
+    assert Surroundings.of(alone, POLICY).unknown_rad.size == BEAMS - 1
+
+
+@pytest.mark.parametrize(('left', 'right', 'filled'), [
+    (0.9, 2.0, 0.9), (2.0, 0.9, 0.9), (math.inf, 0.9, 0.9), (0.9, 13.0, 0.9),
+    (-math.inf, 0.9, 0.05), (math.inf, math.inf, None), (math.inf, 13.0, None),
+])
+def test_a_drop_out_is_as_near_as_its_nearer_side(
+    left: float, right: float, filled: float | None,
+) -> None:
+    around = Surroundings.of(scan_of({1: left, 0: math.nan, -1: right}), POLICY)
+    ahead = around.ranges_m[np.abs(around.bearings_rad) < 1e-6]
+    assert list(ahead) == ([] if filled is None else [pytest.approx(filled)])
+    assert around.unknown_rad.size == 0
+
+
+@given(
+    st.lists(st.sampled_from([math.nan, math.nan, 0.01, 0.4, 1.0, 7.0, 12.5, math.inf,
+                              -math.inf]), min_size=2, max_size=48),
+    st.floats(0, 45), st.booleans(), st.floats(-math.pi, math.pi), st.floats(0, 1),
+)
+def test_filling_frees_no_more_than_the_nearer_neighbour(
+    values: list[float], gap_deg: float, whole: bool, low: float, cone: float,
+) -> None:
+    """Beam by beam against a walk to both sides; then every cone against the beams as measured."""
+    count = len(values)
+    step = 2 * math.pi / count if whole else 2.5 / count
+    scan = Scan(0, 'laser', -1.25, step, 0.05, 12.0, np.array(values, dtype=np.float32))
+    raw = Surroundings.of(scan, with_envelope(unknown_gap_deg=0.0))
+    filled = Surroundings.of(scan, with_envelope(unknown_gap_deg=gap_deg))
+    seen = dict(zip(filled.bearings_rad.round(6), filled.ranges_m, strict=True))
+    still = set(filled.unknown_rad.round(6))
+    measured = {
+        i: 0.05 if value == -math.inf else math.inf if value > 12.0 else float(np.float32(value))
+        for i, value in enumerate(values) if value == -math.inf or value > 0.05
+    }
+    for i in set(range(count)) - set(measured):
+        ends = [next((k for k in range(1, count)
+                      if (whole or 0 <= i + way * k < count)
+                      and (i + way * k) % count in measured), None) for way in (-1, 1)]
+        bearing = round(-1.25 + i * step, 6)
+        if None in ends or sum(ends) * step > math.radians(gap_deg) + 2e-3 * step:
+            assert bearing in still
+        elif sum(ends) * step < math.radians(gap_deg):
+            nearer = min(measured[(i - ends[0]) % count], measured[(i + ends[1]) % count])
+            assert seen.get(bearing, math.inf) == nearer
+    assert filled.free_m(low, low + cone, REACH) <= raw.free_m(low, low + cone, REACH)
+    assert filled.known(low, low + cone) or not raw.known(low, low + cone)
 
 
 def test_no_beam_is_unknown_too() -> None:
@@ -203,9 +304,7 @@ def test_beyond_the_range_is_nothing(nothing: float) -> None:
 
 
 def test_minus_infinity_is_too_near_to_measure() -> None:
-    lenient = POLICY.model_copy(update={'envelope': POLICY.envelope.model_copy(update={
-        'unknown_is_blocked': False,
-    })})
+    lenient = with_envelope(unknown_is_blocked=False)
     out = drive(Velocity(0.2, 0.0), scan=scan_of({0: -math.inf}), policy=lenient)
     assert out.velocity.linear_x_m_s == 0.0
 
@@ -216,7 +315,8 @@ def test_without_a_scan_it_turns_and_brakes_and_nothing_else() -> None:
 
 
 def test_the_mount_turns_the_scan() -> None:
-    turned = SENSOR.model_copy(update={'mount_yaw_deg': 90.0})
+    sensors = POLICY.sensors | {'scan': SENSOR.model_copy(update={'mount_yaw_deg': 90.0})}
+    turned = POLICY.model_copy(update={'sensors': sensors})
     around = Surroundings.of(scan_of({-90: 1.0}), turned)
     assert around.bearings_rad == pytest.approx([0.0], abs=1e-6)
 
@@ -230,8 +330,11 @@ def test_coasting_holds_reverse_back() -> None:
 # --- the closed loop ------------------------------------------------------------------------
 
 
-def run_wildly(seed: int, kind: str, steps_old: int) -> float:
-    """Drive 12 s at 20 Hz on scans at 10 Hz; return the metres driven. Asserts no contact."""
+def run_wildly(seed: int, kind: str, steps_old: int, dropped: float = 0.0) -> float:
+    """Drive 12 s at 20 Hz on scans at 10 Hz; return the metres driven. Asserts no contact.
+
+    `dropped` is the share of beams without an echo.
+    """
     rng = np.random.default_rng(seed)
     world = PointWorld(rng, POLICY)
     scans: deque[tuple[int, Scan]] = deque(maxlen=2)
@@ -239,7 +342,9 @@ def run_wildly(seed: int, kind: str, steps_old: int) -> float:
     velocity, asked, coasting, driven = STOP, STOP, 0.0, 0.0
     for tick in range(240):
         if tick % 2 == 0:
-            scans.append((tick, world.scan(0)))
+            scan = world.scan(0)
+            scan.ranges_m[rng.random(BEAMS) < dropped] = np.nan
+            scans.append((tick, scan))
         taken, scan = scans[0] if steps_old else scans[-1]
         asked = wild(rng, kind, tick, asked)
         recent = done[max(0, taken - 2):]  # the base acts two periods late
@@ -260,6 +365,20 @@ def run_wildly(seed: int, kind: str, steps_old: int) -> float:
 @given(st.integers(0, 2**32), st.sampled_from(KINDS), st.integers(0, 1))
 def test_no_policy_touches_anything(seed: int, kind: str, steps_old: int) -> None:
     run_wildly(seed, kind, steps_old)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(KINDS), st.sampled_from([0.02, 0.2]))
+def test_no_policy_touches_anything_behind_drop_outs(
+    seed: int, kind: str, dropped: float,
+) -> None:
+    run_wildly(seed, kind, 0, dropped)
+
+
+def test_drop_outs_in_every_scan_stop_no_robot() -> None:
+    driven = [sum(run_wildly(seed, 'swerve', 0, share) for seed in range(6))
+              for share in (0.0, 0.02)]
+    assert driven[1] > 0.6 * driven[0]
 
 
 def test_an_envelope_that_never_moves_would_be_none() -> None:

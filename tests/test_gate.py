@@ -20,23 +20,12 @@ from hypothesis.stateful import (
 )
 
 from smallm_ros.core.action import STOP, ActionSpace, Applied, Command, NodeStatus, Velocity
+from smallm_ros.core.cause import RESPONSES, Cause, Dwells, Response
 from smallm_ros.core.clock import MS, SECOND, ManualClock
+from smallm_ros.core.driven import Driven
 from smallm_ros.core.envelope import reach_m
-from smallm_ros.core.gate import (
-    RESPONSES,
-    TABLE,
-    Cause,
-    CommandArrival,
-    Dwells,
-    Gate,
-    Inputs,
-    Output,
-    Process,
-    Response,
-    State,
-    StatusArrival,
-    broken_invariant,
-)
+from smallm_ros.core.facts import CommandArrival, Inputs, Process, StatusArrival
+from smallm_ros.core.gate import TABLE, Gate, Output, State, broken_invariant
 from smallm_ros.core.observation import Fields, Odometry, Received, Scan
 from smallm_ros.core.policy import load_policy
 from tests.fakes.point_world import PointWorld
@@ -845,13 +834,18 @@ def test_what_was_driven_since_the_newest_scan_shrinks_the_free_distance() -> No
 
 @pytest.mark.parametrize('side', [-1, 1])
 def test_what_was_turned_since_the_newest_scan_is_bounded_on_its_side(side: int) -> None:
-    story = active()
-    story.silent.add('scan')
+    clock, driven = ManualClock(), Driven(POLICY)
+    for _ in range(4):
+        driven.tell(clock.now_ns(), Velocity(0.3, 0.0), 0.0)
+        clock.advance_ms(50)
+    ros_ns = 5_000 * SECOND
+    scan = Scan(ros_ns, 'laser', -math.pi, 2 * math.pi / 360, 0.05, 12.0, BEAMS)
+    received = Received('scan', scan, clock.now_ns(), ros_ns)
     for _ in range(8):
-        story.gate._driven.append((story.clock.now_ns(), 0.0, side * 0.5))
-        story.clock.advance_ms(50)
-    motion = story.gate._motion(
-        story.clock.now_ns(), Inputs(ros_now_ns=story.ros_ns, sensors=story.newest))
+        driven.tell(clock.now_ns(), Velocity(0.0, side * 0.5), 0.0)
+        clock.advance_ms(50)
+    motion = driven.since_scan(
+        clock.now_ns(), Inputs(ros_now_ns=ros_ns, sensors={'scan': received}))
     turned = (motion.right_rad, motion.left_rad)[::side]
     assert turned == pytest.approx((0.0, 0.2))
     assert motion.distance_m == pytest.approx(0.3 * 0.1), 'the base\'s delay before the scan'

@@ -188,7 +188,10 @@ class Command(_Frame):
     valid_until_ns: Steady
     confidence: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     partial: bool
-    """Whether the parameters are the declared defaults because the deadline came first."""
+    """Whether the parameters are the declared defaults because the deadline came first.
+
+    The engine does not send such answers yet: a decision is whole, or a miss.
+    """
     host: Annotated[str, Field(max_length=64)]
     boot: Annotated[str, Field(max_length=64)]
 
@@ -216,7 +219,7 @@ class NodeStatus(_Frame):
     """Number of the batch in flight, 0 when none."""
     in_flight_since_ns: Steady
     in_flight_bound_ns: Steady
-    """How long the cost model's q99 allows this batch."""
+    """How long the cost model's bound allows this batch."""
     request: Annotated[int, Field(ge=0)]
     """The request that is open, 0 when none."""
     misses: Annotated[int, Field(ge=0)]

@@ -14,7 +14,7 @@ import numpy as np
 from smallm_ros.core.action import STOP, Velocity
 from smallm_ros.core.envelope import Surroundings, reach_m
 from smallm_ros.core.observation import Scan
-from smallm_ros.core.policy import FallbackKind, Policy, ScanSensor
+from smallm_ros.core.policy import FallbackKind, Policy
 
 NEEDS_SCAN: frozenset[FallbackKind] = frozenset({'creep', 'turn_to_free', 'follow_gap'})
 
@@ -48,9 +48,7 @@ def choose(
                 decelerate(previous, policy.envelope.max_deceleration_m_s2, dt_s)
             )
         if scan is not None:
-            sensor = policy.sensors[policy.envelope.obstacle_sensor]
-            assert isinstance(sensor, ScanSensor)
-            around = Surroundings.of(scan, sensor)
+            around = Surroundings.of(scan, policy)
             if kind == 'creep':
                 return kind, creep(policy)
             if kind == 'turn_to_free':

@@ -19,13 +19,15 @@ WINDOW = 64
 QUANTILE = 0.95
 """Of the waits: a plan is admitted if at most one batch in twenty would overrun it."""
 SPREAD = 1.1
+TRUSTED = 8
+"""Batches after which a machine that is faster than at the start is believed to be."""
 
 
 class CostModel:
     """The measured cost of one batch, in nanoseconds, as a function of its tokens."""
 
     def __init__(self, points: Sequence[tuple[int, int]]) -> None:
-        """Take (tokens, median nanoseconds) points, at least two, tokens ascending."""
+        """Take (tokens, nanoseconds) points, at least two, tokens ascending."""
         if len(points) < 2 or any(a[0] >= b[0] for a, b in pairwise(points)):
             raise ValueError(f'cost model: at least two points of ascending size, not {points}')
         self.points = tuple(points)
@@ -45,7 +47,9 @@ class CostModel:
 
     def bound_ns(self, *batches: int) -> int:
         """Return the cost that admits a plan of batches of these sizes, one after the other."""
-        factor = max(1.0, self._factor())
+        factor = self._factor()
+        if len(self._recent) < TRUSTED:
+            factor = max(1.0, factor)
         expected = sum(self.idle_ns(tokens) for tokens in batches) * factor
         return round((expected + self._wait_ns(factor)) * SPREAD)
 
@@ -57,7 +61,7 @@ class CostModel:
         """Forget the oldest quarter of the measurements, after a refusal.
 
         What is refused is not measured: without this, one slow stretch would refuse for ever. With
-        it, at most a few decisions in a row are refused before one is tried again.
+        it, a stretch of refusals ends within a dozen, and mostly within a few.
         """
         for _ in range((len(self._recent) + 3) // 4):
             self._recent.popleft()

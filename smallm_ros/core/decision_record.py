@@ -17,9 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from smallm_ros.core.action import Decision
 from smallm_ros.core.clock import MS
 
-Outcome = Literal['decided', 'unsure', 'missed', 'refused', 'cancelled', 'unfit', 'no_engine']
-"""`unsure` is an answer below `min_confidence`; `unfit` lacked a required sensor; only `decided`
-became a command."""
+Outcome = Literal[
+    'decided', 'unsure', 'missed', 'refused', 'cancelled', 'unfit', 'idle', 'no_engine'
+]
+"""`unsure` is an answer below `min_confidence`; `unfit` lacked a required sensor; `idle` had
+nothing new to decide on and counts for nothing; only `decided` became a command."""
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
@@ -152,9 +154,14 @@ class Statistics:
         return self.outcomes['decided']
 
     @property
+    def asked(self) -> int:
+        """Ticks that had something to decide."""
+        return self.ticks - self.outcomes['idle']
+
+    @property
     def share_served(self) -> float:
-        """Share of ticks that ended with a decision; 0 when there were none."""
-        return self.served / self.ticks if self.ticks else 0.0
+        """Share of ticks with something to decide that ended with a decision; 0 when none had."""
+        return self.served / self.asked if self.asked else 0.0
 
     @property
     def passes_max(self) -> int:
@@ -162,7 +169,7 @@ class Statistics:
         return max(self.passes, default=0)
 
 
-_NUMBER = re.compile(r'\d+(?:\.\d+)?')
+_NUMBER = re.compile(r'-?\d+(?:\.\d+)?')
 
 
 def summarise(records: Iterable[DecisionRecord]) -> Statistics:

@@ -28,8 +28,11 @@ aside and still in the way is less than two reaches away, and was ahead a moment
 
 _SAMPLE_RAD = math.radians(2.0)
 _SAME = 1e-9
+_SAME_BEAM = 1e-3
+"""Share of a beam that the rounding of a message's float32 increment may add up to in a gap."""
 
 Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Surroundings:
     ranges_m: Floats
     bearings_rad: Floats
     unknown_rad: Floats
-    """Bearings of beams that are NaN or nearer than range_min."""
+    """Bearings of beams that are NaN or nearer than range_min, drop-outs left out."""
     start_rad: float
     """Bearing of the clockwise-most beam."""
     span_rad: float
@@ -76,19 +79,30 @@ class Surroundings:
     step_rad: float
 
     @classmethod
-    def of(cls, scan: Scan, sensor: ScanSensor) -> Surroundings:
-        """Sort a scan's beams: `inf` and beyond range_max is nothing, -inf is at range_min."""
+    def of(cls, scan: Scan, policy: Policy) -> Surroundings:
+        """Sort a scan's beams: `inf` and beyond range_max is nothing, -inf is at range_min.
+
+        Drop-outs have been given the nearer neighbour's distance, `Envelope.unknown_gap_deg`.
+        """
+        sensor = policy.sensors[policy.envelope.obstacle_sensor]
+        assert isinstance(sensor, ScanSensor)
         ranges = np.asarray(scan.ranges_m, dtype=np.float64)
         beams = np.arange(ranges.size, dtype=np.float64)
         mount = math.radians(sensor.mount_yaw_deg)
         bearings: Floats = scan.angle_min_rad + scan.angle_increment_rad * beams + mount
         near = np.isneginf(ranges)
         unknown = np.isnan(ranges) | ((ranges < scan.range_min_m) & ~near)
-        seen = near | (np.isfinite(ranges) & ~unknown & (ranges <= scan.range_max_m))
+        ranges = np.where(near, max(scan.range_min_m, 0.0), ranges)
+        ranges = np.where(ranges > scan.range_max_m, np.inf, ranges)
+        ranges, unknown = _fill(
+            ranges, unknown, abs(scan.angle_increment_rad),
+            math.radians(policy.envelope.unknown_gap_deg),
+        )
+        seen = np.isfinite(ranges) & ~unknown
         span = abs(scan.angle_increment_rad) * max(ranges.size - 1, 0)
         turn = min(0.0, scan.angle_increment_rad * max(ranges.size - 1, 0))
         return cls(
-            ranges_m=np.where(near, max(scan.range_min_m, 0.0), ranges)[seen],
+            ranges_m=ranges[seen],
             bearings_rad=bearings[seen],
             unknown_rad=bearings[unknown],
             start_rad=scan.angle_min_rad + mount + turn,
@@ -96,7 +110,7 @@ class Surroundings:
             step_rad=abs(scan.angle_increment_rad),
         )
 
-    def covered(self, headings: Floats) -> npt.NDArray[np.bool_]:
+    def covered(self, headings: Floats) -> Flags:
         """Whether there is a beam, valid or not, within half a step of each heading."""
         if self.span_rad < 0:
             return np.zeros(headings.shape, dtype=np.bool_)
@@ -129,6 +143,29 @@ class Surroundings:
             return math.inf
         contact = ahead[hit] - np.sqrt(reach_m * reach_m - side[hit] ** 2)
         return max(0.0, float(contact.min()))
+
+
+def _fill(
+    ranges_m: Floats, unknown: Flags, step_rad: float, gap_rad: float,
+) -> tuple[Floats, Flags]:
+    """Give the beams in each gap of at most `gap_rad` the nearer of its two sides' distances.
+
+    A gap reaches from valid beam to valid beam, in a scan of a whole turn over its seam too. What
+    is at an end of a narrower scan has one side only and stays unknown.
+    """
+    valid, gaps = np.flatnonzero(~unknown), np.flatnonzero(unknown)
+    if not (valid.size and gaps.size):
+        return ranges_m, unknown
+    after = np.searchsorted(valid, gaps)
+    left, right = valid[after - 1], valid[after % valid.size]
+    seam = (after == 0) | (after == valid.size)
+    whole = abs(2 * math.pi - step_rad * (unknown.size - 1)) < 1.5 * step_rad
+    width = (right - left) * step_rad + np.where(seam, 2 * math.pi, 0.0)
+    dropped = (width <= gap_rad + _SAME_BEAM * step_rad) & (whole | ~seam)
+    ranges, still = ranges_m.copy(), unknown.copy()
+    ranges[gaps[dropped]] = np.minimum(ranges_m[left], ranges_m[right])[dropped]
+    still[gaps[dropped]] = False
+    return ranges, still
 
 
 def _aside(bearings: Floats, low_rad: float, high_rad: float) -> Floats:
@@ -194,9 +231,7 @@ def limit(
     if lead != 0.0:
         around = None
         if scan is not None:
-            sensor = policy.sensors[rules.obstacle_sensor]
-            assert isinstance(sensor, ScanSensor)
-            around = Surroundings.of(scan, sensor)
+            around = Surroundings.of(scan, policy)
         wish = angular
         free = _free_m(around, lead, wish, previous, since, policy)
         delay = latency_s(policy)

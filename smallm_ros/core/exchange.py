@@ -145,7 +145,7 @@ class Progress:
     since_ns: int
     """Steady time at which that batch began; 0 when none."""
     bound_ns: int
-    """How long the cost model's q99 allows it; 0 when none."""
+    """How long the cost model's bound allows it; 0 when none."""
 
 
 @dataclass(frozen=True, slots=True)

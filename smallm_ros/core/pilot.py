@@ -8,8 +8,8 @@ stretch it. Answers count by request id; what comes for another id is discarded 
 tick ends in exactly one `DecisionRecord`, and only the outcome `decided` becomes a `Command`.
 
 Ticks lie on an absolute grid from activation. A step that comes late makes one tick and skips the
-others. A tick without a required reading newer than the last question's asks nothing: the answer
-could only be the one that is known.
+others. A tick without a required reading newer than the last question's is idle: the answer could
+only be the one that is known, and a paused world is no fault of the engine's.
 """
 
 from __future__ import annotations
@@ -179,6 +179,10 @@ class Pilot:
         """Keep a message; the newest of each sensor wins."""
         self._newest[received.sensor] = received
 
+    def look(self, now_ns: int, ros_now_ns: int) -> Observation:
+        """Return what the newest messages are worth at this instant; changes nothing."""
+        return observe(self._policy, self._newest, now_ns, ros_now_ns)
+
     def activate(self, now_ns: int) -> list[Do]:
         """Begin to tick, at the next step."""
         self._next_tick_ns = now_ns
@@ -247,7 +251,7 @@ class Pilot:
 
     def _tick(self, now_ns: int, ros_now_ns: int) -> list[Do]:
         out = self._take_back(now_ns, 'missed', 'a newer observation came first')
-        observation = observe(self._policy, self._newest, now_ns, ros_now_ns)
+        observation = self.look(now_ns, ros_now_ns)
         tick = _Tick(now_ns, observation)
         arrival_ns = observation.arrival_ns
         if not observation.fit or arrival_ns is None:
@@ -255,7 +259,7 @@ class Pilot:
             why = ', '.join(f'{name} {qualities[name]}' for name in observation.unfit)
             return [*out, self._close(tick, 'unfit', why, now_ns)]
         if arrival_ns <= self._asked_arrival_ns:
-            return [*out, self._close(tick, 'unfit', 'no new reading', now_ns)]
+            return [*out, self._close(tick, 'idle', 'no new reading', now_ns)]
         if self.engine != 'ready':
             return [*out, self._close(tick, 'no_engine', self.engine_why, now_ns)]
         deadline_ns = arrival_ns + self._policy.budget_ns
@@ -362,7 +366,7 @@ class Pilot:
         """Count the tick and write its one record."""
         if outcome == 'decided':
             self._served += 1
-        else:
+        elif outcome != 'idle':
             self._misses += 1
         words = outcome.replace('_', ' ')
         self._last_outcome = (f'{words}: {why}' if why else words)[:MAX_OUTCOME]

@@ -25,6 +25,8 @@ from smallm_ros.core.errors import PolicyError
 MAX_FILE_BYTES = 256 * 1024
 MAX_VALUES = 20_000
 MAX_LEAVES = 512
+_TOPIC = r'^(?:~/|/)?[A-Za-z_][A-Za-z0-9_]*(?:/[A-Za-z_][A-Za-z0-9_]*)*$'
+"""What ROS takes as a topic's name: design.ros2.org, Topic and Service Names."""
 
 Word = Annotated[str, Field(pattern=r'^[a-z][a-z0-9_-]{0,31}$')]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -37,7 +39,7 @@ class _Part(BaseModel):
 
 
 class _Sensor(_Part):
-    topic: Annotated[str, Field(pattern=r'^[/~]?[A-Za-z0-9_/]+$')]
+    topic: Annotated[str, Field(pattern=_TOPIC)]
     required: bool = False
     rate_hz: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
     """The rate that the driver promises; its period bounds `max_observation_age_ms` from below."""
@@ -60,6 +62,9 @@ class Sector(_Part):
     name: Word
     from_deg: Annotated[float, Field(ge=-180, le=180)]
     to_deg: Annotated[float, Field(ge=-180, le=180)]
+    width_m: Positive | None = None
+    """Makes it a lane: only what lies within this width of the sector's middle line counts, and
+    its distance is taken along that line. None: a wedge, distances from the laser."""
 
     @model_validator(mode='after')
     def _ordered(self) -> Sector:
@@ -67,6 +72,11 @@ class Sector(_Part):
             raise ValueError(f'from_deg {self.from_deg:g} is not less than to_deg {self.to_deg:g}')
         return self
 
+
+    @property
+    def middle_deg(self) -> float:
+        """The bearing of its middle line."""
+        return (self.from_deg + self.to_deg) / 2
 
     def holds(self, degrees: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """Return which bearings lie inside; a bearing of 180 degrees is one of -180 too."""
@@ -125,7 +135,7 @@ class GoalSensor(_Sensor):
 
 
 Sensor = Annotated[ScanSensor | OdometrySensor | GoalSensor, Field(discriminator='type')]
-Choice = Word | bool | int | float
+Choice = Word | bool | int | Finite
 
 
 class Parameter(_Part):
@@ -133,7 +143,7 @@ class Parameter(_Part):
 
     choices: tuple[Choice, ...] = Field(min_length=1, max_length=64)
     default: Choice
-    """What goes out when the deadline leaves no time to choose."""
+    """What goes out when the deadline leaves no time to choose (once the engine can say so)."""
 
     @model_validator(mode='after')
     def _consistent(self) -> Parameter:
@@ -177,7 +187,7 @@ class ActionDeclaration(_Part):
     """One member of the action space."""
 
     description: Annotated[str, Field(min_length=1, max_length=200)]
-    parameters: dict[Word, Parameter] = Field(default_factory=dict)
+    parameters: dict[Word, Parameter] = Field(default_factory=dict, max_length=16)
     twist: TwistMapping
 
     @model_validator(mode='after')
@@ -268,6 +278,13 @@ class Envelope(_Part):
     """The LaserScan sensor that bounds the speed."""
     unknown_is_blocked: bool = True
     """Whether a direction without a valid beam counts as an obstacle at no distance."""
+    unknown_gap_deg: Annotated[float, Field(ge=0.0, le=45.0)] = 4.0
+    """Invalid beams between two valid ones at most this far apart are drop-outs.
+
+    They take the nearer one's distance; a real lidar has some in every scan. What sends no echo
+    can hide in such a gap while it is narrower than distance x angle: 7 cm at 1 m for 4 degrees,
+    3 cm only beyond 0.43 m. 0 forgives no beam.
+    """
 
 
 FallbackKind = Literal['stop', 'decelerate', 'creep', 'turn_to_free', 'follow_gap']
@@ -346,6 +363,16 @@ class Policy(_Part):
             for action in self.actions.values()
         )
 
+    def _is_answer(self, text: str) -> bool:
+        name, *chosen = text.split(' ')
+        if name not in self.actions or len(chosen) != len(self.actions[name].parameters):
+            return False
+        parameters = self.actions[name].parameters.values()
+        return all(
+            word in map(choice_text, parameter.choices)
+            for word, parameter in zip(chosen, parameters, strict=True)
+        )
+
     @model_validator(mode='after')
     def _holds_together(self) -> Policy:
         period_ms = 1e3 / self.decision.rate_hz
@@ -353,6 +380,12 @@ class Policy(_Part):
             raise ValueError(
                 f'decision: budget_ms {self.decision.budget_ms:g} is more than the period of '
                 f'rate_hz {self.decision.rate_hz:g} ({period_ms:g} ms): decisions would queue'
+            )
+        fastest_hz = max((s.rate_hz for s in self.sensors.values() if s.required), default=0.0)
+        if self.decision.rate_hz > fastest_hz > 0:
+            raise ValueError(
+                f'decision: rate_hz {self.decision.rate_hz:g} is more than the {fastest_hz:g} of '
+                'the fastest required sensor: most ticks would have nothing new to decide on'
             )
         if not self.required_sensors:
             raise ValueError('sensors: at least one must be `required: true`; the deadline '
@@ -393,9 +426,12 @@ class Policy(_Part):
             )
         if self.leaves > MAX_LEAVES:
             raise ValueError(f'actions: {self.leaves} complete answers, at most {MAX_LEAVES}')
-        if isinstance(self.fallback.ladder, tuple) and any(
-            kind in ('creep', 'follow_gap') for kind in self.fallback.ladder
-        ) and self.fallback.speed_m_s > self.envelope.max_forward_m_s:
+        for index, example in enumerate(self.examples):
+            if not self._is_answer(example.answer):
+                raise ValueError(f'examples.{index}: {example.answer!r} is no complete answer: '
+                                 'an action\'s name and one choice of each of its parameters')
+        drives = {'creep', 'follow_gap'} & set(self.fallback.ladder)
+        if drives and self.fallback.speed_m_s > self.envelope.max_forward_m_s:
             raise ValueError(
                 f'fallback: speed_m_s {self.fallback.speed_m_s:g} is more than the envelope\'s '
                 f'max_forward_m_s {self.envelope.max_forward_m_s:g}'
@@ -495,9 +531,10 @@ def _explain(
         )
         message = problem['msg'].removeprefix('Value error, ')
         if problem['type'] == 'value_error' and not loc:
-            head = message.split(':', 1)[0]
-            if tuple(head.split('.')) in lines:
-                loc, message = tuple(head.split('.')), message.split(':', 1)[1].strip()
+            head, _, rest = message.partition(': ')
+            named = tuple(int(p) if p.isdigit() else p for p in head.split('.'))
+            if named in lines:
+                loc, message = named, rest
         elif problem['type'] == 'extra_forbidden':
             message = 'unknown key' + _near(problem['loc'])
         elif problem['type'] == 'missing':

@@ -45,16 +45,17 @@ def _fields(sensor: Sensor, random: np.random.Generator) -> Fields:
 
 
 def _scan(sensor: ScanSensor, random: np.random.Generator) -> Scan:
-    """Return a scan in which each sector has one distance, as often in one bin as in another."""
-    limits = [_NEAREST_M, *(b.below_m for b in sensor.bins)]
-    limits.append(max(sensor.far_m, limits[-1]) * 1.5)
+    """Return a scan with one obstacle a sector, as often in one bin as in another."""
+    limits = [b.below_m for b in sensor.bins]
+    limits.append(max(sensor.far_m, *limits) * 1.5 if limits else sensor.far_m * 1.5)
+    limits.insert(0, min(_NEAREST_M, limits[0] / 2))
     # In the middle of each degree, so that no rounding moves a beam to the next sector.
     bearing = np.arange(-179.5, 180.0, dtype=np.float32)
     ranges = np.full(bearing.size, limits[-1], np.float32)
     for sector in sensor.sectors:
         band = int(random.integers(len(limits) - 1))
         metres = random.uniform(limits[band], limits[band + 1])
-        ranges[sector.holds(bearing)] = metres
+        ranges[np.abs(bearing - sector.middle_deg).argmin()] = metres
     return Scan(
         stamp_ns=0, frame_id='', angle_min_rad=math.radians(-179.5 - sensor.mount_yaw_deg),
         angle_increment_rad=math.radians(1.0), range_min_m=0.0,

@@ -19,7 +19,8 @@ from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.decision_record import DecisionRecord
 from smallm_ros.core.errors import OperatorError, PolicyError
 from smallm_ros.core.exchange import Cancel, Declaration, EngineEvent, ModelLimits, Question
-from smallm_ros.core.gate import CommandArrival, Gate, Inputs, StatusArrival
+from smallm_ros.core.facts import CommandArrival, Inputs, StatusArrival
+from smallm_ros.core.gate import Gate
 from smallm_ros.core.observation import Odometry, Received
 from smallm_ros.core.pilot import Ask, Declare, Do, Identity, Pilot, Record, Send, Tell, Withdraw
 from smallm_ros.core.policy import Policy

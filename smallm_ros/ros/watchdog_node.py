@@ -14,7 +14,6 @@ import gc
 import os
 import select
 import signal
-import socket
 import sys
 import threading
 import traceback
@@ -27,13 +26,11 @@ from typing import Any
 import rclpy
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import PoseStamped, Twist, TwistStamped
-from nav_msgs.msg import Odometry
+from geometry_msgs.msg import Twist, TwistStamped
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import LaserScan
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
@@ -41,27 +38,17 @@ from smallm_ros import steady
 from smallm_ros.core.action import STOP, Command, NodeStatus, Velocity, parse_frame
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.errors import DroppedError, OperatorError
-from smallm_ros.core.gate import (
-    CommandArrival,
-    Gate,
-    Inputs,
-    Output,
-    Process,
-    State,
-    StatusArrival,
-)
+from smallm_ros.core.facts import CommandArrival, Inputs, Process, StatusArrival
+from smallm_ros.core.gate import Gate, Output, State
 from smallm_ros.core.observation import Received
 from smallm_ros.core.policy import load_policy
+from smallm_ros.process import host, start_ticks
 from smallm_ros.ros import diagnostics, qos
 from smallm_ros.ros.convert import fields_of, ros_stamp
+from smallm_ros.ros.messages import MESSAGES
 from smallm_ros.ros.params import declare, refuse_clock_changes
 from smallm_ros.ros.take import RosTime, serve, subscribe, take, take_all, take_request
 
-MESSAGES: dict[str, type] = {
-    'sensor_msgs/msg/LaserScan': LaserScan,
-    'nav_msgs/msg/Odometry': Odometry,
-    'geometry_msgs/msg/PoseStamped': PoseStamped,
-}
 ESTOP_SILENT_NS = SECOND
 ESTOP_DEPTH = 10
 """A short press between two looks must not be overwritten."""
@@ -96,7 +83,7 @@ class ProcessWatch:
         """Watch a process from now on; the longest watched leaves when there are many."""
         if process in self._fds or process in self._dead:
             return
-        pid, start_ticks = process
+        pid, began_ticks = process
         try:
             fd = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -104,7 +91,7 @@ class ProcessWatch:
             return
         except OSError:
             return  # no right or no descriptor left: its silence will tell
-        if _start_ticks(pid) != start_ticks:
+        if start_ticks(pid) != began_ticks:
             os.close(fd)
             self._bury(process)
             return
@@ -137,15 +124,6 @@ class ProcessWatch:
             self._dead.popitem(last=False)
 
 
-def _start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat: proc(5); the name in field 2 may hold anything."""
-    try:
-        stat = Path(f'/proc/{pid}/stat').read_text(encoding='ascii', errors='replace')
-        return int(stat.rpartition(')')[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return None
-
-
 class WatchdogNode(Node):
     """Connects a `Gate` to ROS: takes facts, publishes what leaves."""
 
@@ -165,8 +143,7 @@ class WatchdogNode(Node):
         self._policy = load_policy(Path(path))
         self._auto_arm = auto_arm
         self._gate = Gate(
-            self._policy, auto_arm=auto_arm, host=socket.gethostname()[:64],
-            boot=steady.boot_id()[:64],
+            self._policy, auto_arm=auto_arm, host=host(), boot=steady.boot_id()[:64],
         )
         self._ros_time = RosTime(self)
         self._cmd_vel = self.create_publisher(

@@ -1,13 +1,15 @@
 """Received messages -> an Observation: one module per message family, each a pure function.
 
-Age has two clocks. By stamp (ROS time) it says when the world looked so; a stamp that is absent,
-in the future or absurd is named and not believed. By arrival it says whether the sensor still
-talks: silence counts only while both clocks run, so that a paused simulation makes nothing older.
+Age has two clocks. By stamp (ROS time) it says when the world looked so; a stamp in the future or
+absurd makes the reading stale, one that is absent leaves the arrival. By arrival it says whether
+the sensor still talks: silence counts only while both clocks run, so that a paused simulation
+makes nothing older.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.observation import (
@@ -38,9 +40,11 @@ def observe(
 
     `newest` maps a sensor's name to what it sent last; a sensor that never sent is not in it.
     """
-    odometry = next(
-        (r.fields for r in newest.values() if isinstance(r.fields, Odometry)), None
-    )
+    odometry = next((
+        received.fields for name, received in newest.items()
+        if isinstance(received.fields, Odometry) and name in policy.sensors
+        and not _age(policy.sensors[name], received, now_ns, ros_now_ns).stale
+    ), None)
     readings = tuple(
         _reading(name, sensor, newest.get(name), odometry, now_ns, ros_now_ns)
         for name, sensor in policy.sensors.items()
@@ -75,20 +79,40 @@ def _reading(
             required=sensor.required, quality=Quality.NEVER, arrival_ns=None,
             arrival_age_ns=None, stamp_ns=None, stamp_age_ns=None, stamp_fault=StampFault.ABSENT,
         )
-    arrival_age_ns = now_ns - received.arrival_ns
-    if received.ros_arrival_ns is not None:
-        arrival_age_ns = min(arrival_age_ns, max(0, ros_now_ns - received.ros_arrival_ns))
-    age_ns, fault = stamp_age(received.fields.stamp_ns, ros_now_ns)
-    worst_ns = max(arrival_age_ns, age_ns or 0)
-    stale = worst_ns > sensor.stale_after_ns
-    text = f'{name}: lost' if stale else f'{name}: {_text(sensor, received, odometry)}'
+    age = _age(sensor, received, now_ns, ros_now_ns)
+    text = f'{name}: lost' if age.stale else f'{name}: {_text(sensor, received, odometry)}'
     return Reading(
         sensor=name, text=text, priority=sensor.priority, required=sensor.required,
-        quality=Quality.STALE if stale else Quality.FRESH, arrival_ns=received.arrival_ns,
-        arrival_age_ns=arrival_age_ns,
-        stamp_ns=None if fault is StampFault.ABSENT else received.fields.stamp_ns,
-        stamp_age_ns=age_ns, stamp_fault=fault,
+        quality=Quality.STALE if age.stale else Quality.FRESH, arrival_ns=received.arrival_ns,
+        arrival_age_ns=age.arrival_ns,
+        stamp_ns=None if age.fault is StampFault.ABSENT else received.fields.stamp_ns,
+        stamp_age_ns=age.stamp_ns, stamp_fault=age.fault,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Age:
+    arrival_ns: int
+    stamp_ns: int | None
+    fault: StampFault
+    stale: bool
+
+
+def _age(sensor: Sensor, received: Received, now_ns: int, ros_now_ns: int) -> _Age:
+    """Return how old a message is by both clocks, and whether it still says how things are.
+
+    A stamp of the future or of another clock is as bad as an old one: nobody knows of when it
+    tells. Only an absent stamp is replaced by the arrival.
+    """
+    arrival_ns = now_ns - received.arrival_ns
+    if received.ros_arrival_ns is not None and ros_now_ns >= received.ros_arrival_ns:
+        arrival_ns = min(arrival_ns, ros_now_ns - received.ros_arrival_ns)
+    stamp_ns, fault = stamp_age(received.fields.stamp_ns, ros_now_ns)
+    stale = (
+        fault in (StampFault.FUTURE, StampFault.ABSURD)
+        or max(arrival_ns, stamp_ns or 0) > sensor.stale_after_ns
+    )
+    return _Age(arrival_ns, stamp_ns, fault, stale)
 
 
 def _text(sensor: Sensor, received: Received, odometry: Odometry | None) -> str:

@@ -36,10 +36,12 @@ def nearest(sensor: ScanSensor, scan: Scan) -> tuple[float, ...]:
     for sector in sensor.sectors:
         inside = sector.holds(degrees)
         hits = scan.ranges_m[inside & usable]
-        if hits.size:
-            out.append(float(hits.min()))
-        else:
-            out.append(math.inf if bool((inside & free).any()) else math.nan)
+        if sector.width_m is not None:
+            off_rad = np.radians(degrees[inside & usable] - sector.middle_deg)
+            in_lane = np.abs(hits * np.sin(off_rad)) <= sector.width_m / 2
+            hits = (hits * np.cos(off_rad))[in_lane]
+        known = bool((inside & (usable | free)).any())
+        out.append(float(hits.min(initial=math.inf)) if known else math.nan)
     return tuple(out)
 
 
