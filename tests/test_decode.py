@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallm_ros.core.clock import MS
+from smallm_ros.core.errors import WorkerError
 from smallm_ros.core.exchange import (
     Cancelled,
     Decided,
     Declaration,
     DeclarationRejected,
+    Declared,
     Missed,
     MissedWhy,
     Refused,
@@ -236,3 +238,48 @@ def test_the_limits_are_those_of_the_model() -> None:
     limits = Bench().decider.limits
     assert dataclasses.asdict(limits)['sha256'] == HistoryModel.sha256
     assert limits.cost_per_token_ns == pytest.approx(MS, rel=0.01)
+
+
+def test_a_space_makes_room_by_forgetting_who_was_there_longest() -> None:
+    bench = Bench()
+    for i in range(6):
+        told = bench.decider.declare(Declaration(f's{i}', 'x' * 1000, (), ANSWERS, 200))
+        assert isinstance(told, Declared)
+    answer = bench.ask(bench.question('a', space='s5'))
+    assert isinstance(answer, Decided)
+    refused = bench.ask(bench.question('a', space='s0'))
+    assert isinstance(refused, Refused)
+    assert refused.why is RefusedWhy.UNKNOWN_SPACE
+
+
+def test_one_answer_is_no_choice_and_no_mistake() -> None:
+    bench = Bench()
+    bench.declare(('stop',))
+    assert bench.decided('a').decision.confidence == 1.0
+
+
+def test_references_that_are_no_numbers_end_the_worker_and_leave_no_space() -> None:
+    bench = Bench()
+    bench.model.poison = True
+    with pytest.raises(WorkerError, match='not finite'):
+        bench.decider.declare(Declaration('sick', 'x', (), ANSWERS, 200, ('scan 1',)))
+    bench.model.poison = False
+    assert bench.model.cells == 0
+    assert isinstance(bench.ask(bench.question('a', space='sick')), Refused)
+
+
+def test_a_tree_that_fills_the_batch_is_rejected_before_it_is_tried() -> None:
+    bench = Bench()
+    names = tuple(f'{a}{"x" * 30}{b}' for a in 'abcdefghij' for b in '12')
+    told = bench.decider.declare(Declaration('wide', 'x', (), names, 300, ('scan 1',)))
+    assert isinstance(told, DeclarationRejected)
+    assert '512' in told.why
+
+
+def test_a_segment_beyond_its_limit_is_refused_unread() -> None:
+    bench = Bench()
+    bench.declare()
+    refused = bench.ask(bench.question('x' * 5000))
+    assert isinstance(refused, Refused)
+    assert refused.why is RefusedWhy.PROMPT_TOO_LONG
+    assert '5000 characters' in refused.detail

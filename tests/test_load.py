@@ -86,3 +86,32 @@ def test_noise_never_makes_a_larger_batch_the_cheaper_one() -> None:
     machine.model.on_evaluate = lambda batch: machine.clock.advance_ms(200 - len(batch.tokens))
     measured = load.calibrate(machine.model, machine.beats, machine.clock)
     assert all(a[1] < b[1] for a, b in pairwise(measured))
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+    assert Machine().costs().idle_ns(8) == 18 * MS
+
+
+def test_every_step_of_a_load_is_progress() -> None:
+    class Told(Beats):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fractions: list[float] = []
+
+        def loading(self, fraction: float) -> None:
+            self.fractions.append(fraction)
+
+    told = Told()
+    steps = load._Steps(told)
+    for what in ('hash', 'requantise', 'hash again'):
+        for done in (0, 50, 100):
+            steps.file(what, done, 100)
+    steps.weights(0.0)
+    steps.weights(1.0)
+    assert all(a <= b for a, b in pairwise(told.fractions))
+    assert len(set(told.fractions)) == len(told.fractions) - 2
+    assert told.fractions[-1] == 1.0

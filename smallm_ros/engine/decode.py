@@ -23,6 +23,7 @@ import numpy.typing as npt
 from smallm_ros.core.action import ChoicePoint, Decision, Timings, TokenCounts
 from smallm_ros.core.budget import CostModel, fits
 from smallm_ros.core.clock import Clock
+from smallm_ros.core.errors import WorkerError
 from smallm_ros.core.exchange import (
     Answer,
     Cancelled,
@@ -38,6 +39,7 @@ from smallm_ros.core.exchange import (
     RefusedWhy,
     Segment,
 )
+from smallm_ros.core.prompt import MAX_SEGMENT_CHARACTERS
 from smallm_ros.core.tree import ROOT, Tree, tips
 from smallm_ros.engine.model import Batch, DecodeError, Model
 from smallm_ros.engine.templates import Rendered, conversation
@@ -46,7 +48,7 @@ WORKING = 0
 MAX_SPACES = 8
 FIRST_BRANCH = 1 + MAX_SPACES
 STATIC_CHUNK = 64
-"""Tokens of a static part in one batch: nobody waits longer than for one of these."""
+"""Tokens of a static part in one batch."""
 LINE_CACHE = 4096
 
 Logits = npt.NDArray[np.float32]
@@ -178,32 +180,38 @@ class TreeDecider:
             tree = Tree.of(answers, prompt.end)
         except ValueError as err:
             return f'action space: {err}'
-        deepest = max(node.depth for node in tree.nodes)
-        needed = len(prompt.prefix) + declaration.max_prompt_tokens + len(prompt.suffix) + deepest
-        free = self._model.n_ctx - sum(len(s.prompt.prefix) for s in self._spaces.values())
-        if needed > free:
+        room = self._room(prompt, declaration.max_prompt_tokens, tree)
+        if room > self._model.n_ctx:
             return (f'static part {len(prompt.prefix)} + dynamic part at most '
-                    f'{declaration.max_prompt_tokens} + answer {deepest} = {needed} tokens, '
-                    f'{free} of the context {self._model.n_ctx} are free: '
-                    'a larger context, or a shorter mission')
-        if declaration.max_prompt_tokens + len(prompt.suffix) + deepest > self._model.n_batch:
-            return (f'dynamic part of {declaration.max_prompt_tokens} tokens does not fit one '
-                    f'batch of {self._model.n_batch}')
-        if len(self._spaces) == MAX_SPACES:
+                    f'{declaration.max_prompt_tokens} + answers = {room} tokens, the context has '
+                    f'{self._model.n_ctx}: a larger context, or a shorter mission')
+        if room - len(prompt.prefix) > self._model.n_batch:
+            return (f'dynamic part and answers of {room - len(prompt.prefix)} tokens do not fit '
+                    f'one batch of {self._model.n_batch}: a smaller prompt_tokens')
+        while self._spaces and (
+            len(self._spaces) == MAX_SPACES
+            or room + sum(len(s.prompt.prefix) for s in self._spaces.values()) > self._model.n_ctx
+        ):
+            # Whoever still needs it is told that it is unknown, and declares it again.
             self.forget(next(iter(self._spaces)))
         used = {space.pinned for space in self._spaces.values()}
         pinned = next(s for s in range(1, FIRST_BRANCH) if s not in used)
         first = (ROOT, *tree.forced_run(ROOT))[-1]
-        widest = max(len(tree.open_nodes(c)) for c in tree.nodes[first].children)
+        widest = max((len(tree.open_nodes(c)) for c in tree.nodes[first].children), default=0)
         space = _Space(declaration, tree, prompt, pinned, widest, {})
         self._spaces[declaration.space] = space
         try:
             self._evaluate_static(prompt.prefix, pinned)
             space.bias = self._measure_bias(space)
-        except DecodeError:
+        except WorkerError:
             self.forget(declaration.space)
             raise
         return space
+
+    def _room(self, prompt: Rendered, dynamic: int, tree: Tree) -> int:
+        """Return how many KV cells a decision of this space can need at the most."""
+        nodes = len(tree.open_nodes(ROOT))
+        return len(prompt.prefix) + dynamic + len(prompt.suffix) + nodes
 
     def _evaluate_static(self, tokens: Sequence[int], sequence: int) -> None:
         for start in range(0, len(tokens), STATIC_CHUNK):
@@ -221,7 +229,7 @@ class TreeDecider:
         tree = space.tree
         rows: dict[int, list[Scores]] = {}
         nodes = tree.open_nodes(ROOT)[1:]
-        if not self._one_pass(tree, nodes, space.declaration.max_prompt_tokens):
+        if not self._one_pass(tree, nodes):
             nodes = tree.open_path(ROOT)[1:]
         for text in space.declaration.references:
             tokens, fixed = self._tokens(space, text.splitlines(keepends=True))
@@ -234,13 +242,14 @@ class TreeDecider:
             for node, logits in known.items():
                 rows.setdefault(node, []).append(_scores(tree, node, logits))
             self._clear_branches(len(tokens))
-        return {node: np.mean(scores, axis=0) for node, scores in rows.items()}
+        bias = {node: np.mean(scores, axis=0) for node, scores in rows.items()}
+        if not all(np.isfinite(scores).all() for scores in bias.values()):
+            raise WorkerError('the logits of the reference observations are not finite')
+        return bias
 
-    def _one_pass(self, tree: Tree, nodes: Sequence[int], prompt_tokens: int = 0) -> bool:
-        """Return whether these nodes fit one batch and the sequences for branches."""
-        branches = self._model.n_seq_max - FIRST_BRANCH
-        return (len(nodes) + prompt_tokens <= self._model.n_batch
-                and len(tips(tree, nodes)) <= branches)
+    def _one_pass(self, tree: Tree, nodes: Sequence[int]) -> bool:
+        """Return whether there are sequences enough for the branches of these nodes."""
+        return len(tips(tree, nodes)) <= self._model.n_seq_max - FIRST_BRANCH
 
     def forget(self, space: str) -> None:
         """Free the pinned prefix of a space."""
@@ -316,6 +325,13 @@ class TreeDecider:
         Segments go by priority, largest number first, until the token limit and the deadline hold.
         """
         kept = question.segments
+        longest = max((len(s.text) for s in kept), default=0)
+        if longest > MAX_SEGMENT_CHARACTERS + 1:
+            # Refused unread: tokenising it would take the time of a driving decision.
+            return kept, Refused(
+                question.request, RefusedWhy.PROMPT_TOO_LONG,
+                f'a segment of {longest} characters, at most {MAX_SEGMENT_CHARACTERS}',
+            )
         while True:
             tokens, fixed = self._tokens(space, [s.text for s in kept])
             changed = len(tokens) - self._reusable(space, tokens)

@@ -6,6 +6,7 @@ as its weights are; what it measures while running corrects a cache that no long
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -63,13 +64,15 @@ class _Steps:
 
     def __init__(self, beats: LoadBeats) -> None:
         self._beats = beats
-        self._done = 0.0
+        self._what = ''
+        self._base = self._span = 0.0
 
     def file(self, what: str, done: int, total: int) -> None:
-        del what
-        # The steps of a file are not known beforehand: each moves half-way through what is left.
-        self._done = max(self._done, _SHARE_OF_FILE * done / max(total, 1))
-        self._beats.loading(self._done)
+        # How many steps a file takes is not known beforehand: each has half of what is left.
+        if what != self._what:
+            self._what, self._base = what, self._base + self._span
+            self._span = (_SHARE_OF_FILE - self._base) / 2
+        self._beats.loading(self._base + self._span * done / max(total, 1))
 
     def weights(self, fraction: float) -> None:
         self._beats.loading(_SHARE_OF_FILE + (1 - _SHARE_OF_FILE) * fraction)
@@ -87,8 +90,10 @@ def cost_model(
     points = _cached(path)
     if points is None:
         points = calibrate(model, beats, clock)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        registry.write_json(path, {str(size): str(cost) for size, cost in points})
+        # A cache that cannot be written only costs time at the next start.
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            registry.write_json(path, {str(size): str(cost) for size, cost in points})
     else:
         _evaluate(model, beats, SIZES[-1])
     return CostModel(points)
@@ -106,7 +111,9 @@ def _cached(path: Path) -> Sequence[tuple[int, int]] | None:
 
 
 def calibrate(model: Model, beats: Beats, clock: Clock) -> list[tuple[int, int]]:
-    """Measure t(n): (tokens, median nanoseconds of a few rounds) for each batch size.
+    """Measure t(n): (tokens, least nanoseconds of a few rounds) for each batch size.
+
+    The least, because whatever else ran meanwhile only adds; the running model learns of it.
 
     Made strictly rising: noise must not make a larger batch the cheaper one.
     """
@@ -121,7 +128,7 @@ def calibrate(model: Model, beats: Beats, clock: Clock) -> list[tuple[int, int]]
             if took[-1] > SLOW_NS:
                 break
         floor = points[-1][1] + 1 if points else 1
-        points.append((size, max(floor, sorted(took)[len(took) // 2])))
+        points.append((size, max(floor, min(took))))
     return points
 
 

@@ -318,7 +318,7 @@ def serve(where: Place, load: Load, clock: Clock) -> int:
     except OperatorError as err:
         say(str(err))
         return err.exit_code
-    except (WorkerError, MemoryError) as err:
+    except (WorkerError, MemoryError, OSError) as err:
         say(f'{type(err).__name__}: {err}')
         return BROKEN_EXIT_CODE
     return 0
@@ -372,7 +372,7 @@ def _post_declared(
     try:
         door.post(work.client, declared)
     except FrameError as err:
-        door.post(work.client, DeclarationRejected(work.declaration.space, str(err)))
+        door.post(work.client, DeclarationRejected(work.declaration.space[:200], str(err)))
 
 
 def _post_answer(door: Frontdoor, work: Asked, answer: Answer) -> None:
