@@ -94,9 +94,9 @@ setup(
         'console_scripts': [
             'smallm = smallm_ros.cli.main:main',
             'smallm_engine = smallm_ros.engine.supervisor:main',
-            'policy_node = smallm_ros.ros.policy_node:main',
-            'watchdog_node = smallm_ros.ros.watchdog_node:main',
-            'sim_node = smallm_ros.sim.sim_node:main',
+            'policy_node = smallm_ros.cli.node:policy_node',
+            'watchdog_node = smallm_ros.cli.node:watchdog_node',
+            'sim_node = smallm_ros.cli.node:sim_node',
         ],
     },
     # `ros2 run` and `ros2 launch` look in lib/<package> only. colcon honours these two; pip

@@ -16,6 +16,7 @@ import pytest
 from smallm_ros.cli.demo import Injection, _injection, reaction, recovery
 from smallm_ros.core.action import Applied
 from smallm_ros.core.clock import MS
+from smallm_ros.core.errors import ModelFileError
 from smallm_ros.core.policy import load_policy
 from tests import tekken_gguf
 from tests.fakes.engine_process import wait_for
@@ -36,8 +37,8 @@ def applied(at_ms: float, state: str, source: str) -> Applied:
     })
 
 
-def test_the_reaction_is_the_first_command_that_is_not_the_models() -> None:
-    frames = [applied(950, 'ACTIVE', 'model'), applied(1050, 'ACTIVE', 'model'),
+def test_the_reaction_is_the_first_command_of_the_fallback() -> None:
+    frames = [applied(950, 'ACTIVE', 'model'), applied(1050, 'DEGRADED', 'hold'),
               applied(1100, 'FALLBACK', 'baseline'), applied(1150, 'FALLBACK', 'baseline')]
     promise = reaction(KILL, 1000 * MS, frames, POLICY)
     assert promise.worst == 100
@@ -177,7 +178,7 @@ class TestForReal:
         broken = tmp_path / 'broken.gguf'
         broken.write_bytes(b'GGUF' + bytes(100))
         ended = demo(tmp_path / 'run', '--duration', '5', '--model', str(broken))
-        assert ended.returncode == 2
+        assert ended.returncode == ModelFileError.exit_code
         assert str(broken) in ended.stderr
         assert 'Traceback' not in ended.stderr
 

@@ -78,6 +78,7 @@ def a_run(**more: Any) -> Run:
         'machine': MACHINE, 'model': MODEL, 'begin_ns': START_NS,
         'end_ns': START_NS + 4 * SECOND, 'records': records,
         'applied': [frame(k) for k in range(80)], 'collisions': 0,
+        'command_times_ns': [START_NS + k * 50 * MS for k in range(80)],
     }
     return Run(**{**values, **more})
 
@@ -91,7 +92,7 @@ def test_a_good_run_keeps_every_promise() -> None:
     assert all(p.ok for p in found)
     assert all(p.n > 0 for p in found)
     assert promise(a_run(), 'age').worst == pytest.approx(200)
-    assert promise(a_run(), 'gap').bound == pytest.approx(3 / 79)
+    assert promise(a_run(), 'gap').bound == pytest.approx(3 / 81)
 
 
 def records_with(**changed: Any) -> list[DecisionRecord]:
@@ -99,8 +100,9 @@ def records_with(**changed: Any) -> list[DecisionRecord]:
 
 
 @pytest.mark.parametrize(('name', 'more'), [
-    ('gap', {'applied': [frame(0), frame(1), frame(4)]}),
-    ('gap', {'command_times_ns': [0, 50 * MS, 200 * MS]}),
+    ('gap', {'command_times_ns': [START_NS + k * 50 * MS for k in range(80) if k not in (5, 6)]}),
+    ('gap', {'command_times_ns': [START_NS + k * 50 * MS for k in range(40)]}),
+    ('gap', {'command_times_ns': ()}),
     ('age', {'applied': [frame(0, observation_stamp_ns=START_NS + BAG_BEGIN_NS - 3 * SECOND)]}),
     ('command applied', {'applied': [frame(0, valid_until_ns=START_NS - 1_000_000)]}),
     ('decision known', {'records': records_with(deadline_ns=START_NS)}),
@@ -120,7 +122,7 @@ def test_each_broken_promise_is_found_alone(name: str, more: dict[str, Any]) -> 
 
 
 def test_what_was_not_tried_is_not_called_kept() -> None:
-    run = a_run(applied=[], records=[], collisions=None)
+    run = a_run(kind='replay', applied=[], records=[], collisions=None)
     assert all(p.ok and p.n == 0 and p.bound is None for p in check_promises(run))
     text = table(run)
     assert 'kept' not in text
@@ -163,7 +165,7 @@ def test_the_document_has_what_a_reader_of_machines_needs() -> None:
     assert content['model']['sha256'] == 'ab' * 32
     assert content['decisions']['latency_ms']['n'] == 8
     assert content['decisions']['latency_p99_is_thin'] is True
-    assert content['command_gap_ms']['seen_by'] == 'publisher'
+    assert content['command_gap_ms']['seen_by'] == 'subscriber'
     assert all({'name', 'limit', 'worst', 'violations', 'n', 'ok'} <= set(p)
                for p in content['promises'])
 

@@ -8,9 +8,11 @@ happens. Exit code 1 says that a promise was broken.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,13 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallm_ros import steady
+from smallm_ros.cli.running import child_error, make_folder, seconds
 from smallm_ros.core.action import Applied
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.errors import OperatorError, PackageMissingError
 from smallm_ros.core.exchange import ModelLimits, Progress
 from smallm_ros.core.policy import Policy, load_policy
 from smallm_ros.engine.client import EngineClient
-from smallm_ros.engine.options import DEFAULT_MODEL
+from smallm_ros.engine.options import add_load_options, load_request
 from smallm_ros.record.reader import read_records
 from smallm_ros.replay import report
 from smallm_ros.share import find_share
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 READY_LIMIT_S = 300
 """From the start of the processes to the robot's first ACTIVE; a 14 GB model loads in a minute."""
 END_LIMIT_S = 4.0
+RESPAWN_DELAY_NS = SECOND // 2
+"""A policy node that dies at once is not started again faster than this."""
 STOPPED_FOR_S = 2.0
 """How long a policy node that `--inject` stops stays stopped; nobody else would wake it."""
 
@@ -61,31 +66,25 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         'demo', help='drive a simulated robot with the resident model, and report',
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--duration', type=_positive, default=60.0, metavar='S',
+    parser.add_argument('--duration', type=seconds, default=60.0, metavar='S',
                         help='seconds of driving (default: %(default)g)')
     parser.add_argument('--out', type=Path, metavar='DIR',
                         help='where the record and the report go (default: runs/<time>)')
     parser.add_argument('--seed', type=int, default=0, metavar='N',
                         help='seed of the sensors\' noise (default: %(default)s)')
-    parser.add_argument('--model', default=DEFAULT_MODEL, metavar='NAME|PATH',
-                        help='a name that `smallm models list` shows, or a GGUF file '
-                             '(default: %(default)s)')
     parser.add_argument('--policy', type=Path, metavar='FILE',
                         help='default: config/policies/explorer.yaml')
     parser.add_argument('--world', default='room', metavar='NAME|FILE',
                         help='an SDF world (default: %(default)s)')
+    parser.add_argument('--domain', type=int, choices=range(102), metavar='N',
+                        help='ROS domain, 0 to 101 (default: one of its own, never that of the '
+                             'environment)')
     parser.add_argument('--inject', type=_injection, action='append', default=[],
                         metavar='TARGET:SIGNAL@S',
                         help='send KILL or STOP to the engine\'s worker or the policy node after '
                              'S seconds, for example worker:KILL@20; may be given again')
+    add_load_options(parser)
     parser.set_defaults(run=run)
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 86_400:
-        raise argparse.ArgumentTypeError(f'{text} is not between 0 and 86400 seconds')
-    return value
 
 
 def _injection(text: str) -> Injection:
@@ -105,31 +104,43 @@ def run(args: argparse.Namespace) -> int:
                             f'end, --duration {args.duration:g}')
     policy_path = args.policy or find_share('config') / 'policies' / 'explorer.yaml'
     policy = load_policy(policy_path)
-    _own_domain()
     _require_ros()
+    _own_domain(args.domain)
     out = (args.out or Path('runs') / steady.wall_text()).absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()):
-        raise OperatorError(f'--out {out}: is not empty; a run is never written over another')
-    signal.signal(signal.SIGTERM, _raise_exit)
+    make_folder(out)
+    failure = None
     with tempfile.TemporaryDirectory(prefix='smallm-') as private:
         demo = Demo(args, policy, policy_path.absolute(), out, Path(private) / 'engine.sock')
         try:
             demo.start()
             demo.drive()
+        except OperatorError as err:
+            if not demo.begin_ns:
+                raise
+            # The run that failed is the one whose report is needed most.
+            failure = err
+            demo.notes.append(str(err))
         finally:
             demo.end()
-    return demo.write_report()
+    code = demo.write_report()
+    if failure is not None:
+        raise failure
+    return code
 
 
-def _raise_exit(*_: object) -> None:
-    sys.exit(128 + signal.SIGTERM)
+def _own_domain(asked: int | None) -> None:
+    """Keep this run's topics on this machine and apart from everybody's, a real robot's above all.
 
-
-def _own_domain() -> None:
-    """Keep this run's topics on this machine and apart from another run's."""
-    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
+    What the environment says is not used: its domain is the robot's, and a demo arms itself.
+    """
+    taken = os.environ.get('ROS_DOMAIN_ID', '0')
+    domain = str(1 + os.getpid() % 100) if asked is None else str(asked)
+    if asked is None and domain == taken:
+        domain = '101'
+    for name in ('ROS_STATIC_PEERS', 'ROS_DISCOVERY_SERVER'):
+        os.environ.pop(name, None)
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    os.environ['ROS_DOMAIN_ID'] = domain
 
 
 def _require_ros() -> None:
@@ -160,11 +171,6 @@ class Child:
                 start_new_session=True,
             )
         return cls(name, words, log, process, steady.now_ns())
-
-    def last_line(self) -> str:
-        """Return the last line that it wrote, for an error message."""
-        lines = self.log.read_text(errors='replace').split('\n')
-        return next((line for line in reversed(lines) if line.strip()), 'it wrote nothing')
 
     def end(self) -> None:
         """SIGTERM, and SIGKILL to what does not follow."""
@@ -214,8 +220,8 @@ class Demo:
         """Start every process and return when the model drives."""
         self._started_text = steady.wall_text()
         (self.out / 'logs').mkdir()
-        self._spawn('engine', 'smallm_ros.engine.supervisor', '--model', self.args.model,
-                    '--socket', str(self.socket))
+        self._spawn('engine', 'smallm_ros.engine.supervisor', '--socket', str(self.socket),
+                    *load_request(self.args).words())
         self._spawn_node('sim_node', 'smallm_ros.sim.sim_node', world=self.args.world,
                          seed=self.args.seed)
         self._spawn_node('watchdog_node', 'smallm_ros.ros.watchdog_node', auto_arm='true',
@@ -244,10 +250,10 @@ class Demo:
             if code is None:
                 continue
             if child.name != 'policy_node' or not self.begin_ns:
-                raise OperatorError(f'{child.name} ended with code {code}: {child.last_line()} '
-                                    f'(all of it: {child.log})')
-            self._spawn_policy()
-            self.respawned_ns.append(self.children['policy_node'].started_ns)
+                raise child_error(child.name, code, child.log)
+            if steady.now_ns() - child.started_ns > RESPAWN_DELAY_NS:
+                self._spawn_policy()
+                self.respawned_ns.append(self.children['policy_node'].started_ns)
 
     def _await_ready(self) -> None:
         """Wait until the engine is ready, the policy declared and the gate ACTIVE."""
@@ -287,38 +293,46 @@ class Demo:
         """Let it drive for the duration, with a live line, and inject what was asked for."""
         assert self.limits is not None
         print(report.model_line(self.limits))
-        print(f'driving for {self.args.duration:g} s; record and report go to {self.out}')
+        print(f'driving for {self.args.duration:g} s in ROS domain '
+              f'{os.environ["ROS_DOMAIN_ID"]}; record and report go to {self.out}')
         self.begin_ns = steady.now_ns()
         self.end_ns = self.begin_ns + round(self.args.duration * SECOND)
         todo = sorted(self.args.inject, key=lambda i: i.after_s)
         line = _LiveLine()
         while (now_ns := steady.now_ns()) < self.end_ns:
             self._turn()
-            while todo and now_ns >= self.begin_ns + todo[0].after_s * SECOND:
-                self._inject(todo.pop(0))
+            if todo and now_ns >= self.begin_ns + todo[0].after_s * SECOND \
+                    and self._inject(todo[0]):
+                todo.pop(0)
             self._wake_due(now_ns)
             line.show(now_ns, self._state_text(now_ns))
         line.end()
 
-    def _inject(self, injection: Injection) -> None:
+    def _inject(self, injection: Injection) -> bool:
+        """Send the signal; False when there is nobody to send it to, at this turn."""
         status = self.seen.status
         if injection.target == 'policy':
             pid = self.children['policy_node'].process.pid
         else:
             pid = status.worker_pid if status is not None else 0
         if pid <= 0:
-            raise OperatorError(f'{injection}: there is none to send it to')
-        os.kill(pid, injection.signal)
+            return False
+        try:
+            os.kill(pid, injection.signal)
+        except ProcessLookupError:
+            return False
         now_ns = steady.now_ns()
         self.injected.append((injection, now_ns))
         self.notes.append(f'{injection} after {(now_ns - self.begin_ns) / SECOND:.1f} s')
         if injection.target == 'policy' and injection.signal == signal.SIGSTOP:
             self._wake.append((now_ns + round(STOPPED_FOR_S * SECOND), pid))
+        return True
 
     def _wake_due(self, now_ns: int) -> None:
         for due in [d for d in self._wake if now_ns >= d[0]]:
             self._wake.remove(due)
-            os.kill(due[1], signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(due[1], signal.SIGCONT)
 
     def _state_text(self, now_ns: int) -> str:
         seen, status = self.seen, self.seen.status
@@ -328,7 +342,7 @@ class Demo:
         return (
             f'{(now_ns - self.begin_ns) / SECOND:6.1f} s  {last.state:<9} {last.cause:<20.20} '
             f'{seen.action:<14.14} {last.linear_x_m_s:5.2f} m/s {last.angular_z_rad_s:5.2f} '
-            f'rad/s  served {served}, not {misses}, collisions {seen.collisions}'
+            f'rad/s  decided {served}, not {misses}, collisions {seen.collisions}'
         )
 
     def end(self) -> None:
@@ -387,9 +401,12 @@ class Demo:
 def reaction(
     injection: Injection, at_ns: int, applied: Sequence[Applied], policy: Policy
 ) -> report.Promise:
-    """Return how long after the fault the last command of the model left."""
+    """Return how long after the fault the first command of the fallback left.
+
+    `hold` is none: it repeats what the model last said.
+    """
     after = [a for a in applied if a.steady_ns > at_ns]
-    other = next((a.steady_ns for a in after if a.source != 'model'), None)
+    other = next((a.steady_ns for a in after if a.source in ('baseline', 'stop')), None)
     took_ms = None if other is None else (other - at_ns) / MS
     limit_ms = policy.control.reaction_time_ms
     return report.Promise(
@@ -459,7 +476,7 @@ class _LiveLine:
             return
         self._next_ns = now_ns + self._period_ns
         if self._terminal:
-            width = os.get_terminal_size(sys.stdout.fileno()).columns
+            width = shutil.get_terminal_size().columns
             print(f'\r{text[:width - 1]:<{width - 1}}', end='', flush=True)
         else:
             print(text, flush=True)

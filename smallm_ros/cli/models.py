@@ -15,14 +15,24 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add `models` and its three actions."""
-    parser = subparsers.add_parser('models', help='list, verify and pull the registered models')
+    what = 'list, verify and pull the registered models'
+    parser = subparsers.add_parser('models', help=what, description=_sentence(what))
     actions = parser.add_subparsers(dest='action', required=True, metavar='list|verify|pull')
-    actions.add_parser('list', help='the registered models and which of them are here')
-    verify = actions.add_parser('verify', help='read a file again and compare its sha256')
-    verify.add_argument('name', nargs='?', help='one model; without it, every one that is here')
-    pull = actions.add_parser('pull', help='fetch a model; goes on where an earlier try stopped')
-    pull.add_argument('name', help='a name from `smallm models list`')
+    _add_action(actions, 'list', 'show the registered models and which of them are here')
+    verify = _add_action(actions, 'verify', 'read the file again and compare its sha256')
+    verify.add_argument('name', nargs='?', metavar='NAME',
+                        help='one model; without it, every one that is here')
+    pull = _add_action(actions, 'pull', 'fetch a model, going on where an earlier try stopped')
+    pull.add_argument('name', metavar='NAME', help='a name that `smallm models list` shows')
     parser.set_defaults(run=run)
+
+
+def _add_action(actions: Subparsers, name: str, what: str) -> argparse.ArgumentParser:
+    return actions.add_parser(name, help=what, description=_sentence(what))
+
+
+def _sentence(what: str) -> str:
+    return f'{what[0].upper()}{what[1:]}.'
 
 
 def run(args: argparse.Namespace, download: registry.Download = registry.hugging_face) -> int:

@@ -19,17 +19,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from smallm_ros import process, steady
+from smallm_ros.cli.running import child_error, make_folder, seconds
 from smallm_ros.core.clock import SECOND
-from smallm_ros.core.errors import OperatorError, PackageMissingError
+from smallm_ros.core.errors import PackageMissingError
 from smallm_ros.core.pilot import Identity
 from smallm_ros.core.policy import load_policy
 from smallm_ros.engine.options import LoadRequest, add_load_options, load_request
 
-ENGINE, OF_WORKER = 'smallm_engine: ', 'smallm_engine: worker '
-"""How the engine's lines begin: those that say how its worker fares stand after the cause."""
 PROMISE_BROKEN = 1
 ENGINE_END_S = 10.0
 """From asking the engine to end to killing it; it gives its worker 3 s."""
+SOCKET_LIMIT_S = 10
+"""The worker binds its socket before it loads, after a second of imports."""
 PLAIN_PERIOD_NS = 10 * SECOND
 """Between two lines of progress where there is no terminal to write over."""
 
@@ -47,20 +48,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                         help='the policy file, such as config/policies/neato.yaml')
     parser.add_argument('--out', type=Path, metavar='DIR',
                         help='where the record and the reports go (default: runs/<time>)')
-    parser.add_argument('--duration', type=_seconds, metavar='S',
+    parser.add_argument('--duration', type=seconds, metavar='S',
                         help='replay the first S seconds only')
     parser.add_argument('--socket', type=Path, metavar='PATH',
                         help='use the engine that serves this socket; the options of the model '
                              'then mean nothing')
     add_load_options(parser)
     parser.set_defaults(run=run)
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f'{text} is no number of seconds above 0')
-    return value
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     with Bag(args.bag, policy) as bag, contextlib.ExitStack() as stack:
         for warning in bag.warnings:
             print(f'{args.bag}: {warning}')
-        _make_folder(out)
+        make_folder(out)
         writer = RecordWriter(out / 'decisions.mcap')
         stack.callback(writer.close)
         progress = _Progress()
@@ -118,13 +112,6 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(promise.ok for promise in report.check_promises(done)) else PROMISE_BROKEN
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise OperatorError(f'{out}: cannot be made: {err.strerror}') from err
-
-
 def _identity() -> Identity:
     return Identity(
         session=secrets.token_hex(8), host=process.host(), boot=steady.boot_id()[:64],
@@ -151,9 +138,10 @@ def _engine(request: LoadRequest, log: Path) -> Iterator[tuple[Path, Callable[[]
         def check() -> None:
             code = child.poll()
             if code is not None:
-                raise _engine_error(code, log)
+                raise child_error('the engine', code, log)
 
         try:
+            _await_socket(path, child, check)
             yield path, check
         finally:
             child.terminate()
@@ -164,15 +152,13 @@ def _engine(request: LoadRequest, log: Path) -> Iterator[tuple[Path, Callable[[]
                 child.wait()
 
 
-def _engine_error(code: int, log: Path) -> OperatorError:
-    """Return the cause in the engine's log as the error whose exit code it ended with."""
-    lines = log.read_text(encoding='utf-8', errors='replace').splitlines()
-    causes = [line for line in lines if line.strip() and not line.startswith(OF_WORKER)]
-    cause = causes[-1].strip() if causes else 'it said nothing'
-    kinds = {kind.exit_code: kind for kind in OperatorError.__subclasses__()}
-    return kinds.get(code, OperatorError)(
-        f'the engine ended with {code}: {cause.removeprefix(ENGINE)} (see {log})'
-    )
+def _await_socket(path: Path, child: subprocess.Popen[bytes], check: Callable[[], None]) -> None:
+    """Wait for the worker, so that `no engine` is said only where something is wrong."""
+    limit_ns = steady.now_ns() + SOCKET_LIMIT_S * SECOND
+    while not path.exists() and steady.now_ns() < limit_ns:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(0.02)
+        check()
 
 
 def _unwatched() -> None:

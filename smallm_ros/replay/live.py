@@ -46,7 +46,6 @@ class Witness:
 
     def __init__(self, node: Node) -> None:
         self.seen = Seen()
-        self._wall_less_steady_ns = steady.wall_ns() - steady.now_ns()
         for kind, topic, callback, qos in (
             (TwistStamped, 'cmd_vel', self._command, _DEEP),
             (String, 'watchdog_node/applied', self._frame(Applied, self._applied),
@@ -58,7 +57,10 @@ class Witness:
             node.create_subscription(kind, topic, callback, qos)
 
     def _command(self, _: TwistStamped, info: Any) -> None:
-        self.seen.command_times_ns.append(info['received_timestamp'] - self._wall_less_steady_ns)
+        # The stamp is wall time; its age is told by the wall clock of this instant, so that a step
+        # of that clock spoils one interval at the most.
+        age_ns = max(0, steady.wall_ns() - info['received_timestamp'])
+        self.seen.command_times_ns.append(steady.now_ns() - age_ns)
 
     def _frame(self, kind: type[Any], then: Callable[[Any], None]) -> Callable[[String], None]:
         def take(message: String) -> None:

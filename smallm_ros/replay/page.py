@@ -37,7 +37,7 @@ STATE_COLOURS = {
 }
 OUTCOME_COLOURS = {
     'decided': '#2b6cb0', 'unsure': '#d9a514', 'missed': '#c5352b', 'refused': '#dd6b20',
-    'cancelled': '#7a8691', 'unfit': '#7b2d8b', 'no_engine': '#4a1010',
+    'cancelled': '#7a8691', 'unfit': '#7b2d8b', 'idle': '#b9c2ca', 'no_engine': '#4a1010',
 }
 INK, PALE, LINE = '#1f2933', '#5f6c79', '#e3e8ed'
 
@@ -106,7 +106,8 @@ def _head(run: Run, title: str) -> str:
 
 def _tiles(run: Run, statistics: Statistics, promises: Sequence[Promise]) -> str:
     latency = statistics.latency_ms
-    broken = [promise for promise in promises if not promise.ok]
+    tried = [promise for promise in promises if promise.n or not promise.ok]
+    broken = [promise for promise in tried if not promise.ok]
     tiles = []
     if latency is None:
         tiles.append(('no decision', f'budget {run.policy.decision.budget_ms:g} ms', 'bad'))
@@ -121,12 +122,14 @@ def _tiles(run: Run, statistics: Statistics, promises: Sequence[Promise]) -> str
         ]
     tiles.append((
         f'{100 * statistics.share_served:.1f} %',
-        f'ticks served, {statistics.served} of {statistics.ticks}', '',
+        f'ticks served, {statistics.served} of {statistics.asked}', '',
     ))
     if run.collisions is not None:
         tiles.append((str(run.collisions), 'collisions', 'bad' if run.collisions else 'good'))
+    untried = len(promises) - len(tried)
     tiles.append((
-        f'{len(promises) - len(broken)} of {len(promises)}', 'promises kept',
+        f'{len(tried) - len(broken)} of {len(tried)}',
+        'promises kept' + (f', {untried} not tried' if untried else ''),
         'bad' if broken else 'good',
     ))
     return '<div class="tiles">' + ''.join(
@@ -149,7 +152,11 @@ def _promises(promises: Sequence[Promise]) -> str:
             _amount(promise.worst, promise.unit), str(promise.violations), str(promise.n),
             bound, f'<em class="{verdict[1]}">{verdict[0]}</em>',
         ))
-    return '<section><h2>Promises</h2>' + _table(
+    what = (
+        'How often each was tried and broken. None broken in n tries still allows a rate below '
+        '3/n, at 95 % confidence.'
+    )
+    return f'<section><h2>Promises</h2><p class="what">{what}</p>' + _table(
         ('promise', 'limit', 'worst', 'broken', 'tried', 'at 95 %', ''), rows, text_columns=1
     ) + '</section>'
 
@@ -167,7 +174,8 @@ def _causes(statistics: Statistics, found: Sequence[Span]) -> str:
         (html.escape(state), f'{value:.1f}') for state, value in seconds_in_state(found).items()
     ]
     return (
-        '<section><h2>Causes</h2><div class="pair">'
+        '<section><h2>Causes</h2><p class="what">Ticks without a decision, # for any number; what '
+        'made the gate more careful; where its time went.</p><div class="pair">'
         + _table(('tick', 'why it did not decide', 'n'), ticks, text_columns=2)
         + _table(('gate went to', 'cause', 'n'), states, text_columns=2)
         + _table(('state', 'seconds'), seconds, text_columns=1)

@@ -196,8 +196,13 @@ def _cpu() -> str:
 
 
 def gaps_ms(run: Run) -> list[float]:
-    """Return the time between each two commands, by the subscriber's clock where there was one."""
+    """Return the time between each two commands, by the subscriber's clock where there was one.
+
+    Of a demo also the time before the first and after the last: silence is a gap.
+    """
     times = sorted(run.command_times_ns) or [frame.steady_ns for frame in run.applied]
+    if run.kind == 'demo':
+        times = [run.begin_ns, *sorted(run.command_times_ns), run.end_ns]
     return [(b - a) / MS for a, b in itertools.pairwise(times)]
 
 
@@ -243,7 +248,7 @@ def check_promises(run: Run) -> tuple[Promise, ...]:
     """Return every promise of this run, those of the caller last."""
     policy = run.policy
     decided = [r for r in run.records if r.outcome == 'decided']
-    by_model = [a for a in run.applied if a.source == 'model']
+    by_model = [a for a in run.applied if a.command_sequence]
     by_command = {(r.session, r.command_sequence): r for r in decided}
     ages_ms = []
     for frame in by_model:
@@ -410,7 +415,7 @@ def table(run: Run) -> str:
         (run.kind, f'{run.title}, policy {run.policy.name}, {seconds:.1f} s'),
         ('model', model_line(run.model)),
         ('machine', machine_line(run.machine)),
-        ('decisions', f'{statistics.served} of {statistics.ticks} ticks served ({share:.1f} %)'),
+        ('decisions', f'{statistics.served} of {statistics.asked} ticks served ({share:.1f} %)'),
         ('latency', latency_line(statistics.latency_ms, run.policy.decision.budget_ms)),
         ('outcomes', ', '.join(
             f'{outcome} {n}' for outcome, n in statistics.outcomes.items()
@@ -428,12 +433,12 @@ def table(run: Run) -> str:
         (f'age {sensor}', f'{_percentiles(age)} ms') for sensor, age in statistics.ages_ms.items()
     ]
     rows.append(('gate', ', '.join(
-        f'{state} {value:.1f} s' for state, value in seconds_in_state(found).items()
+        f'{state}{_TIED}{value:.1f}{_TIED}s' for state, value in seconds_in_state(found).items()
     ) or 'did not run'))
     rows += _listed('fallbacks', [
         f'{n} x {state}: {cause}' for (state, cause), n in fallbacks(found).most_common()
     ])
-    if gaps is not None:
+    if gaps is not None and run.kind == 'demo':  # a replay commands nobody
         rows.append(('cmd gap', f'{_percentiles(gaps)} ms (n={gaps.n})'))
     rows += [('note', note) for note in run.notes]
     width = max(len(name) for name, _ in rows)
@@ -444,7 +449,11 @@ def table(run: Run) -> str:
             subsequent_indent=' ' * (width + 4), break_on_hyphens=False,
         )
     lines += ['', *_promise_lines(check_promises(run))]
-    return '\n'.join(lines)
+    return '\n'.join(lines).replace(_TIED, ' ')
+
+
+_TIED = '\xa0'
+"""A space at which no line is broken."""
 
 
 def _listed(name: str, texts: Sequence[str]) -> list[tuple[str, str]]:
