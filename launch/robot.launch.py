@@ -33,7 +33,7 @@ def engine(context: LaunchContext) -> list[ExecuteProcess]:
         return LaunchConfiguration(name).perform(context)
 
     command = [executable('smallm_engine')]
-    for flag in ('model', 'socket', 'n_gpu_layers', 'context', 'kv_type'):
+    for flag in ('model', 'template', 'socket', 'n_gpu_layers', 'context', 'kv_type', 'threads'):
         if argument(flag):
             command += ['--' + flag.replace('_', '-'), argument(flag)]
     if IfCondition(LaunchConfiguration('use_mlock')).evaluate(context):
@@ -91,6 +91,9 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument('model', default_value='',
                               description='a name of `smallm models list`, or a GGUF file; '
                                           'empty: the embedded model'),
+        DeclareLaunchArgument('template', default_value='',
+                              description='chat template of a GGUF that the registry does not '
+                                          'know; empty: told from its vocabulary'),
         DeclareLaunchArgument('n_gpu_layers', default_value='-1',
                               description='layers on the GPU: -1 all, 0 none'),
         DeclareLaunchArgument('use_mlock', default_value='false', **switch,
@@ -98,6 +101,8 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument('context', default_value='4096', description='tokens'),
         DeclareLaunchArgument('kv_type', default_value='f16', choices=['f16', 'q8_0', 'q4_0'],
                               description='type of the KV cache'),
+        DeclareLaunchArgument('threads', default_value='',
+                              description='CPU threads; empty: physical cores less one'),
         node('watchdog_node'),
         node('policy_node', autostart=True, socket=text('socket'), record_dir=text('record_dir')),
         OpaqueFunction(function=engine, condition=IfCondition(LaunchConfiguration('engine'))),

@@ -133,6 +133,25 @@ def test_a_greeting_then_everything(server: Server, client: EngineClient) -> Non
     assert server.heard() == [DECLARATION, Cancel(3)]
 
 
+def test_the_engine_of_another_user_is_lost_and_told_nothing(
+    server: Server, client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = os.getuid()
+    if uid == 0:  # The kernel keeps who listened last, and root can be anybody.
+        uid = 65534
+        os.seteuid(uid)
+        server.listener.listen(1)
+        os.seteuid(0)
+    else:
+        monkeypatch.setattr(os, 'getuid', lambda: uid + 1)
+    (lost,) = client.poll(0)
+    assert isinstance(lost, EngineLost)
+    assert lost.why.startswith(f'the engine belongs to uid {uid}, not to ')
+    assert client.fileno() is None
+    server.accept()
+    assert server.heard() == []
+
+
 def test_of_several_heartbeats_the_newest_is_kept(server: Server, client: EngineClient) -> None:
     client.poll(0)
     server.accept()

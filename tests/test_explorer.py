@@ -1,4 +1,4 @@
-"""What the embedded model makes of explorer.yaml: every case of its small world, judged by hand."""
+"""What the embedded model makes of explorer.yaml: every case of its world, judged by hand."""
 
 from __future__ import annotations
 

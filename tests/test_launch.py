@@ -10,7 +10,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,9 @@ from typing import Any
 
 import pytest
 import yaml
+
+from smallm_ros.core.clock import SECOND
+from tests.fakes.engine_process import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 ROBOT = 'robot.launch.py'
@@ -140,12 +142,17 @@ def test_a_robot_is_an_engine_and_two_nodes(launcher: Launcher) -> None:
 def test_the_arguments_become_the_engines_command_line(launcher: Launcher) -> None:
     started = launcher.once(
         ROBOT, policy='p', model='/m.gguf', socket='/s', n_gpu_layers='12', use_mlock='true',
-        context='2048', kv_type='q8_0',
+        context='2048', kv_type='q8_0', template='chatml', threads='3',
     )
     assert started['smallm_engine'].words == [
-        '--model', '/m.gguf', '--socket', '/s', '--n-gpu-layers', '12', '--context', '2048',
-        '--kv-type', 'q8_0', '--use-mlock',
+        '--model', '/m.gguf', '--template', 'chatml', '--socket', '/s', '--n-gpu-layers', '12',
+        '--context', '2048', '--kv-type', 'q8_0', '--threads', '3', '--use-mlock',
     ]
+
+
+def test_arguments_that_are_not_given_are_left_to_the_engine(launcher: Launcher) -> None:
+    words = launcher.once(ROBOT, policy='p')['smallm_engine'].words
+    assert not {'--model', '--template', '--threads', '--socket'} & set(words)
 
 
 def test_an_engine_that_already_runs_is_used(launcher: Launcher) -> None:
@@ -162,9 +169,13 @@ def test_a_robot_needs_a_policy(launcher: Launcher) -> None:
 
 @pytest.mark.parametrize('auto_arm', ['true', 'false'])
 def test_a_simulation_is_a_robot_with_a_world(launcher: Launcher, auto_arm: str) -> None:
-    started = launcher.once(SIMULATION, seed='7', auto_arm=auto_arm, namespace='blue')
+    started = launcher.once(
+        SIMULATION, seed='7', auto_arm=auto_arm, namespace='blue', template='chatml', threads='3')
     assert set(started) == {'smallm_engine', 'watchdog_node', 'policy_node', 'sim_node'}
     assert started['sim_node'].parameters['seed'] == 7
+    words = started['smallm_engine'].words
+    assert words[words.index('--template') + 1] == 'chatml'
+    assert words[words.index('--threads') + 1] == '3'
     assert started['watchdog_node'].parameters['auto_arm'] is (auto_arm == 'true')
     assert started['watchdog_node'].parameters['use_sim_time'] is True
     assert started['policy_node'].parameters['policy'].endswith('policies/explorer.yaml')
@@ -175,13 +186,8 @@ def test_a_simulation_is_a_robot_with_a_world(launcher: Launcher, auto_arm: str)
 def test_a_dead_node_comes_back_and_a_dead_engine_takes_nobody_along(launcher: Launcher) -> None:
     nodes = ('policy_node', 'watchdog_node')
     with launcher.launch(ROBOT, policy='p') as process:
-        give_up = time.monotonic() + 60
-        while time.monotonic() < give_up:
-            starts = launcher.starts()
-            if all(len(starts.get(node, [])) >= 2 for node in nodes):
-                break
-            time.sleep(0.05)
+        wait_for(
+            lambda: all(len(launcher.starts().get(node, [])) >= 2 for node in nodes), 60 * SECOND)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
-    assert all(len(starts[node]) >= 2 for node in nodes)
-    assert len(starts['smallm_engine']) == 1
+    assert len(launcher.starts()['smallm_engine']) == 1

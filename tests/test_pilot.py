@@ -393,7 +393,7 @@ def test_the_same_readings_are_not_asked_twice() -> None:
     story = Story(POLICY.model_copy(update={'decision': rules}))
     story.answer(story.ask(), after_ms=10)
     record = of(Record, story.step(after_ms=90))[-1].record
-    assert (record.outcome, record.why) == ('unfit', 'no new reading')
+    assert (record.outcome, record.why) == ('idle', 'no new reading')
 
 
 def test_a_paused_clock_makes_nothing_older_and_nothing_new() -> None:
@@ -403,6 +403,7 @@ def test_a_paused_clock_makes_nothing_older_and_nothing_new() -> None:
     for _ in range(6):
         done = story.step(after_ms=500)
         assert only(Record, done).record.why == 'no new reading'
+    assert (story.pilot.served, story.pilot.misses) == (1, 0), 'a pause is nobody\'s miss'
     story.ros_stopped_ns = None
 
 

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ import pytest
 pytest.importorskip('rclpy')
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from nav_msgs.msg import Odometry
 from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import LaserScan
 from std_msgs.msg import String
@@ -31,9 +34,11 @@ from smallm_ros import steady
 from smallm_ros.core.action import ActionSpace, Command, NodeStatus, parse_frame
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.decision_record import DecisionRecord
+from smallm_ros.core.errors import PolicyError
 from smallm_ros.core.policy import load_policy
 from smallm_ros.record.reader import read_records
 from smallm_ros.ros import qos
+from smallm_ros.ros.policy_node import PolicyNode
 
 pytestmark = pytest.mark.ros
 
@@ -275,7 +280,159 @@ def test_a_policy_that_cannot_be_used(
 
 
 def test_a_directory_that_cannot_be_recorded_to(tmp_path: Path) -> None:
-    with node(tmp_path / 'engine.sock', record_dir=tmp_path / 'none') as policy_node:
+    (tmp_path / 'file').touch()
+    with node(tmp_path / 'engine.sock', record_dir=tmp_path / 'file') as policy_node:
         said, _ = policy_node.communicate(timeout=20)
         assert policy_node.returncode == 2
-        assert 'cannot record decisions: No such file or directory' in said
+        assert 'cannot record decisions: ' in said
+
+
+# --- in this process, where a test can say what time it is --------------------------------------
+
+
+@contextlib.contextmanager
+def own_node(**parameters: object) -> Iterator[PolicyNode]:
+    words = [word for name, value in parameters.items() for word in ('-p', f'{name}:={value}')]
+    rclpy.init(args=['--ros-args', '-r', '__ns:=/a_robot_of_the_fleet', *words])
+    node = PolicyNode()
+    try:
+        yield node
+    finally:
+        node.free()
+        node.destroy_node()
+        rclpy.shutdown()
+
+
+def held(node: PolicyNode) -> dict[str, int]:
+    """Count what a configure makes."""
+    links = []
+    for link in Path('/proc/self/fd').iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(link))
+    return {
+        'threads': sum(t.name in ('engine-waker', 'record') for t in threading.enumerate()),
+        'epolls': links.count('anon_inode:[eventpoll]'),
+        'eventfds': sum('eventfd' in link for link in links),
+        'records': sum(link.endswith('.mcap') for link in links),
+        'guards': len(list(node.guards)),
+        'timers': len(list(node.timers)),
+        'subscriptions': len(list(node.subscriptions)),
+    }
+
+
+def test_a_configure_that_fails_halfway_leaves_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / 'policy.yaml'
+    text = WANDERER.read_text(encoding='utf-8')
+    topic = 'g' * 240  # for the policy file a topic; with the namespace too long for ROS
+    path.write_text(text.replace('/goal_pose', topic), encoding='utf-8')
+    records = tmp_path / 'records'
+    with own_node(policy=path, socket=tmp_path / 'engine.sock', record_dir=records) as node:
+        before = held(node)
+        for _ in range(3):
+            assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+            assert held(node) == before
+        assert isinstance(node.fault, PolicyError)
+        assert len(str(node.fault).splitlines()) == 1
+        assert str(node.fault).startswith(
+            f'{path}: sensors.goal.topic: {topic!r}: Invalid topic name: ')
+        assert not list(tmp_path.rglob('*.mcap'))
+
+        path.write_text(text, encoding='utf-8')
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        assert held(node) != before
+        assert node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+        assert held(node) == before
+    assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_two_lives_within_one_second_write_two_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steady, 'wall_text', lambda: '20250102-030405')
+    with own_node(policy=WANDERER, socket=tmp_path / 'e.sock', record_dir=tmp_path) as node:
+        for _ in range(2):
+            assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+            assert node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+    assert len(list(tmp_path.glob('decisions-20250102-030405-*.mcap'))) == 2
+
+
+@dataclass
+class Times:
+    """The two clocks of a node, set by hand."""
+
+    steady_ns: int = 1000 * SECOND
+    ros_ns: int = 1_700_000_000 * SECOND
+
+    def advance_s(self, steady_s: float, ros_s: float) -> None:
+        self.steady_ns += round(steady_s * SECOND)
+        self.ros_ns += round(ros_s * SECOND)
+
+
+class Stage:
+    """A configured node without an executor: scans are handed in, diagnostics are read."""
+
+    def __init__(self, node: PolicyNode, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.times = Times()
+        monkeypatch.setattr(steady, 'now_ns', lambda: self.times.steady_ns)
+        monkeypatch.setattr(node, '_ros_now_ns', lambda: self.times.ros_ns)
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        self._node = node
+        self._said: list[DiagnosticArray] = []
+        (told,) = (p for p in node.publishers if p.topic_name == '/diagnostics')
+        monkeypatch.setattr(told, 'publish', self._said.append)
+        (self._scans,) = (s for s in node.subscriptions if s.topic_name.endswith('/scan'))
+
+    def hear_scan(self, *, stamp_ago_s: float | None = 0.05) -> None:
+        """Hand in a scan; None: without a stamp."""
+        scan = LaserScan(angle_min=-3.14, angle_increment=0.0175, range_min=0.1, range_max=8.0,
+                         ranges=[2.0] * 360)
+        scan.header.frame_id = 'laser'
+        if stamp_ago_s is not None:
+            stamp_ns = self.times.ros_ns - round(stamp_ago_s * SECOND)
+            scan.header.stamp.sec, scan.header.stamp.nanosec = divmod(stamp_ns, SECOND)
+        self._scans.callback(scan)
+
+    def scan_status(self) -> tuple[bytes, str]:
+        """Let both timers come due; return what is told of the scan."""
+        for timer in self._node.timers:
+            timer.callback()
+        (status,) = (s for s in self._said[-1].status if s.name.endswith('sensor scan'))
+        return status.level, status.message
+
+
+@pytest.mark.parametrize(('stamp_ago_s', 'level', 'words'), [
+    (0.05, DiagnosticStatus.OK, 'fresh'),
+    (3.0, DiagnosticStatus.ERROR, 'it talks, but its stamp is 3.0 s old'),
+    (-2.0, DiagnosticStatus.ERROR, 'it talks, but its stamp is 2.0 s in the future'),
+    (1_600_000_000.0, DiagnosticStatus.ERROR, 'it talks, but its stamp is 1600000000.0 s old'),
+    (None, DiagnosticStatus.WARN, 'fresh by arrival, its stamp is absent'),
+])
+def test_diagnostics_do_not_call_a_bad_stamp_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stamp_ago_s: float | None, level: bytes,
+    words: str,
+) -> None:
+    with own_node(policy=WANDERER, socket=tmp_path / 'e.sock') as node:
+        stage = Stage(node, monkeypatch)
+        assert stage.scan_status()[1].endswith('/scan')
+        stage.hear_scan(stamp_ago_s=stamp_ago_s)
+        assert stage.scan_status() == (level, words)
+
+
+@pytest.mark.parametrize(('simulated', 'expected'), [
+    (False, (DiagnosticStatus.ERROR, 'silent for 10.0 s')),
+    (True, (DiagnosticStatus.OK, 'fresh')),  # ROS time stands still: the world is paused
+])
+def test_a_wall_clock_that_is_set_back_makes_no_silent_sensor_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, simulated: bool,
+    expected: tuple[bytes, str],
+) -> None:
+    with own_node(
+        policy=WANDERER, socket=tmp_path / 'e.sock', use_sim_time=simulated
+    ) as node:
+        stage = Stage(node, monkeypatch)
+        stage.hear_scan()
+        assert stage.scan_status() == (DiagnosticStatus.OK, 'fresh')
+        stage.times.advance_s(10, 0.1)  # set back by 9.9 s meanwhile
+        assert stage.scan_status() == expected

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from smallm_ros.core.action import ActionSpace
 from smallm_ros.core.observation import Observation, Quality, Reading
-from smallm_ros.core.policy import Policy, load_policy
+from smallm_ros.core.policy import Bin, Policy, load_policy
 from smallm_ros.core.prompt import MAX_SEGMENT_CHARACTERS, declaration, plain, segments
 from smallm_ros.core.reference import draw
 
@@ -98,3 +98,11 @@ def test_plain_is_one_line_and_stays_itself(text: str) -> None:
     assert plain(once) == once
     assert '\n' not in once
     assert not any(unicodedata.category(c).startswith(('Cc', 'Cf', 'Cs', 'Zl')) for c in once)
+
+
+def test_bins_nearer_than_anything_is_drawn_still_draw() -> None:
+    scan = EXPLORER.sensors['scan'].model_copy(update={
+        'bins': (Bin(word='touching', below_m=0.05), Bin(word='near', below_m=1.0)),
+    })
+    near = changed(EXPLORER, sensors={**EXPLORER.sensors, 'scan': scan})
+    assert 'touching' in '\n'.join(declaration(near).references)

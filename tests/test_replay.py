@@ -8,9 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from smallm_ros.record.reader import read_records
 from smallm_ros.replay.bag import Bag
 from smallm_ros.replay.report import fallbacks, spans
 from smallm_ros.replay.runner import Replayed, replay
+from tests.fakes.engine_process import wait_for
 from tests.fakes.recordings import POLICY, SHARED_BAGS, policy_with, small_policy, write_bag
 from tests.fakes.virtual_engine import VirtualEngine, VirtualPace
 
@@ -130,7 +130,7 @@ def test_a_gap_in_the_scans_is_unfit_and_stops_the_robot(tmp_path: Path) -> None
     path = write_bag(tmp_path / 'bag', seconds=8, silent=[(3.0, 5.0)])
     story = tell(path)
     found = summarise(story.recorded)
-    assert found.outcomes['unfit'] >= 3
+    assert found.outcomes['unfit'] >= 2
     taken = fallbacks(spans(story.result.applied, story.result.end_ns))
     assert ('SAFE_STOP', 'sensor_stale') in taken
 
@@ -303,27 +303,44 @@ def test_a_real_recording_in_virtual_time() -> None:
     assert found.outcomes['unfit'] > 0  # the gap of 1.25 s in the scans
 
 
-def test_interrupt_ends_the_engine_that_was_started(tmp_path: Path, policy_file: Path) -> None:
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_engine_that_was_started(
+    tmp_path: Path, policy_file: Path, number: signal.Signals
+) -> None:
+    private = tmp_path / 'private'
+    private.mkdir()
     bag = write_bag(tmp_path / 'bag', seconds=5)
-    fifo = tmp_path / 'model.gguf'
-    os.mkfifo(fifo)
+    model = tmp_path / 'model.gguf'
+    with model.open('wb') as file:  # nothing but a hole: the engine hashes it for half an hour
+        file.truncate(1 << 42)
     with subprocess.Popen(
         [sys.executable, '-m', 'smallm_ros.cli.main', 'replay', str(bag), '--policy',
-         str(policy_file), '--out', str(tmp_path / 'out'), '--model', str(fifo)],
-        env={**os.environ, 'PYTHONPATH': str(ROOT)}, stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+         str(policy_file), '--out', str(tmp_path / 'out'), '--model', str(model)],
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'TMPDIR': str(private)},
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
     ) as child:
-        log = tmp_path / 'out' / 'engine.log'
-        deadline = time.monotonic() + 20
-        while not log.exists() and child.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        child.send_signal(signal.SIGINT)
-        assert child.stderr is not None
-        error = child.stderr.read()
-        code = child.wait(20)
-    assert code in (130, ModelFileError.exit_code), error
-    assert not children_naming(str(fifo))
+        try:
+            wait_for(lambda: readers(model))
+            child.send_signal(number)
+            _, error = child.communicate(timeout=20)
+        finally:
+            child.kill()
+    code = child.returncode
+    assert code == 128 + number, error
+    assert 'Traceback' not in error
+    assert not readers(model)
+    assert not children_naming(str(model))
+    assert not list(private.iterdir())
+
+
+def readers(path: Path) -> list[str]:
+    """Return the processes that have this file open."""
+    found = []
+    for process in Path('/proc').glob('[0-9]*'):
+        with suppress(OSError):  # it has ended, or is not ours
+            if any(os.readlink(link) == str(path) for link in (process / 'fd').iterdir()):
+                found.append(process.name)
+    return found
 
 
 def children_naming(word: str) -> list[str]:

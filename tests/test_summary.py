@@ -21,7 +21,7 @@ from smallm_ros.core.observation import (
     Scan,
     StampFault,
 )
-from smallm_ros.core.policy import Bin, Policy, ScanSensor, load_policy
+from smallm_ros.core.policy import Bin, Policy, ScanSensor, Sector, load_policy
 from smallm_ros.core.summary import goal as goal_family
 from smallm_ros.core.summary import observe
 from smallm_ros.core.summary import odometry as odometry_family
@@ -77,6 +77,24 @@ def test_bins_are_words_with_open_ends(metres: float, word: str) -> None:
     ranges = np.full(360, metres, np.float64)
     fields = Scan(0, '', -math.pi, math.pi / 180, 0.1, 8.0, ranges)  # type: ignore[arg-type]
     assert scan_family.text(sensor, fields) == f'ahead {word}'
+
+
+@pytest.mark.parametrize(('bearing_deg', 'metres', 'expected'), [
+    (0, 1.0, 1.0), (30, 0.5, 0.433), (30, 0.7, math.inf), (-60, 0.3, 0.15), (80, 0.2, math.inf),
+])
+def test_a_lane_counts_what_stands_in_the_way_and_how_far_along_it(
+    bearing_deg: int, metres: float, expected: float
+) -> None:
+    lane = Sector(name='ahead', from_deg=-75, to_deg=75, width_m=0.6)
+    sensor = PLAIN.model_copy(update={'sectors': (lane,)})
+    fields = beams(deg10=math.inf, **{f'deg{bearing_deg}'.replace('-', '_'): metres})
+    assert scan_family.nearest(sensor, fields)[0] == pytest.approx(expected, abs=0.01)
+
+
+def test_a_lane_in_which_no_beam_says_anything_is_unknown() -> None:
+    lane = Sector(name='ahead', from_deg=-75, to_deg=75, width_m=0.6)
+    sensor = PLAIN.model_copy(update={'sectors': (lane,)})
+    assert math.isnan(scan_family.nearest(sensor, beams(deg90=1.0))[0])
 
 
 def test_the_mount_turns_the_sectors() -> None:
@@ -193,13 +211,33 @@ def test_a_jump_of_ros_time_alone_is_no_silence_of_the_sensor() -> None:
     (ROS_NS - 3601 * SECOND, StampFault.ABSURD),
     (ROS_NS + 3601 * SECOND, StampFault.ABSURD),
 ])
-def test_a_stamp_that_cannot_be_believed_is_named_and_the_arrival_counts(
+def test_a_stamp_that_cannot_be_believed_is_named_and_only_an_absent_one_is_forgiven(
     stamp_ns: int, fault: StampFault
 ) -> None:
     found = reading(seen(scan_stamp_ns=stamp_ns))
     assert found.stamp_fault is fault
     assert (found.stamp_age_ns is None) == (fault is not StampFault.NONE)
-    assert found.quality is Quality.FRESH
+    forgiven = fault in (StampFault.NONE, StampFault.ABSENT)
+    assert found.quality is (Quality.FRESH if forgiven else Quality.STALE)
+
+
+def test_a_step_back_of_ros_time_does_not_make_a_silent_sensor_fresh() -> None:
+    passed = LIMIT_NS + 1
+    stepped_ns = ROS_NS - 10 * SECOND
+    observation = seen(now_ns=NOW_NS + passed, ros_ns=stepped_ns, scan_stamp_ns=stepped_ns)
+    assert reading(observation).quality is Quality.STALE
+
+
+def test_a_goal_has_no_bearing_from_odometry_that_is_lost() -> None:
+    policy = load_policy(Path(__file__).parent / 'policies' / 'wanderer.yaml')
+    goal_name = next(n for n, s in policy.sensors.items() if s.type.endswith('PoseStamped'))
+    lost_ns = NOW_NS - policy.sensors['odom'].stale_after_ns - 1
+    newest = {
+        'odom': Received('odom', odom(0), lost_ns),
+        goal_name: Received(goal_name, Goal(0, 'odom', 1.0, 1.0, 0.0), NOW_NS),
+    }
+    found = reading(observe(policy, newest, NOW_NS, ROS_NS), goal_name)
+    assert found.text == f'{goal_name}: bearing unknown, no odometry'
 
 
 def test_the_deadline_starts_at_the_newest_required_arrival_and_the_age_at_the_oldest_stamp(

@@ -1,5 +1,8 @@
 """The policy node's end of the engine's socket. It never waits.
 
+It speaks with an engine of its own user or of root alone: without XDG_RUNTIME_DIR the socket is in
+/tmp, where anybody could have made the directory first.
+
 Who calls `poll` each control period gets what happened since the last call, and a connection that
 is lost is made again by itself, at most once a second. Nothing is queued: what cannot be sent now
 is the caller's to decide about, because an observation that waits is an old observation.
@@ -7,7 +10,9 @@ is the caller's to decide about, because an observation that waits is an old obs
 
 from __future__ import annotations
 
+import os
 import socket
+import struct
 from pathlib import Path
 
 from smallm_ros import __version__
@@ -27,6 +32,8 @@ from smallm_ros.engine.wire import EVENTS, Event, FrameReader, Hello, encode
 FIRST_RETRY_NS = 100 * MS
 LAST_RETRY_NS = SECOND
 _CHUNK_BYTES = 64 * 1024
+_PEER = struct.Struct('=iII')
+"""struct ucred: pid, uid, gid."""
 _CHUNKS_A_POLL = 16
 """More than this waits for the next poll: a flood cannot hold the caller."""
 
@@ -106,6 +113,11 @@ class EngineClient:
         except OSError as err:
             # EAGAIN is a full backlog: a Unix socket connects at once or not at all.
             return self._lose(now_ns, f'no engine at {self._path}: {err.strerror}')
+        peer = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        _, uid, _ = _PEER.unpack(peer)
+        if uid not in (os.getuid(), 0):
+            return self._lose(
+                now_ns, f'the engine belongs to uid {uid}, not to {os.getuid()}: {self._path}')
         self._unsent = encode(Hello(self._name, __version__))
         return None
 

@@ -26,41 +26,36 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from geometry_msgs.msg import PoseStamped
-from nav_msgs.msg import Odometry
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
+from rclpy.exceptions import InvalidTopicNameException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import LaserScan
+from rclpy.subscription import Subscription
 from std_msgs.msg import String
 
 from smallm_ros import process, steady
 from smallm_ros.core.clock import MS, SECOND
-from smallm_ros.core.errors import DroppedError, FrameError, OperatorError
+from smallm_ros.core.errors import DroppedError, FrameError, OperatorError, PolicyError
 from smallm_ros.core.exchange import Cancel, DeclarationRejected
-from smallm_ros.core.observation import Received
+from smallm_ros.core.observation import Quality, Reading, Received, StampFault
 from smallm_ros.core.pilot import Ask, Declare, Do, Identity, Pilot, Record, Send, Tell, Withdraw
-from smallm_ros.core.policy import Policy, load_policy
+from smallm_ros.core.policy import Policy, Sensor, load_policy
 from smallm_ros.engine.client import EngineClient
 from smallm_ros.engine.wire import default_socket
 from smallm_ros.record.writer import RecordWriter
 from smallm_ros.ros import convert, diagnostics, qos
+from smallm_ros.ros.messages import MESSAGES
 from smallm_ros.ros.params import declare, refuse_clock_changes
 
-MESSAGES: dict[str, type] = {
-    'sensor_msgs/msg/LaserScan': LaserScan,
-    'nav_msgs/msg/Odometry': Odometry,
-    'geometry_msgs/msg/PoseStamped': PoseStamped,
-}
 DIAGNOSTICS_PERIOD_NS = SECOND
 FAREWELL_NS = 200 * MS
 """How long the end of the process waits for the watchdog to have heard of it."""
@@ -70,10 +65,9 @@ FAREWELL_NS = 200 * MS
 class _Ear:
     """What one sensor's subscription keeps between two steps."""
 
-    newest: tuple[Any, int, int] | None = None
+    newest: tuple[Any, int, int | None] | None = None
     """(message, steady arrival, ROS arrival), until the next step."""
     count: int = 0
-    arrival_ns: int = 0
     dropped: int = 0
     why: str = ''
     """Why the last message was dropped; empty when it was not."""
@@ -89,8 +83,8 @@ class _Parts:
     waker: _Waker
     writer: RecordWriter | None
     ears: dict[str, _Ear]
-    destroy: list[Callable[[], object]]
-    """Destroys each subscription, timer and guard condition."""
+    held: contextlib.ExitStack
+    """Closes and destroys all of it."""
 
 
 Transition = Callable[['PolicyNode', LifecycleState], TransitionCallbackReturn]
@@ -121,8 +115,9 @@ class PolicyNode(LifecycleNode):
         self.autostart = declare(
             self, 'autostart', True, 'configure and activate without being told')
         self._record_dir = declare(
-            self, 'record_dir', '', 'existing directory for decision records; empty: none')
+            self, 'record_dir', '', 'directory for decision records; empty: none')
         refuse_clock_changes(self)
+        self._simulated = bool(self.get_parameter('use_sim_time').value)
         self.fault: OperatorError | None = None
         """What the operator must put right before `configure` can succeed."""
         self.finished = False
@@ -188,49 +183,55 @@ class PolicyNode(LifecycleNode):
         if not self._policy_path:
             raise OperatorError('policy_node: the parameter `policy` must name a policy file')
         policy = load_policy(Path(self._policy_path))
-        writer = None
-        if self._record_dir:
-            name = f'decisions-{steady.wall_text()}-{os.getpid()}.mcap'
-            writer = RecordWriter(Path(self._record_dir) / name)
-        guard = self.create_guard_condition(self._hear_engine)
-        parts = _Parts(
-            policy=policy,
-            pilot=Pilot(policy, _identity()),
-            client=EngineClient(
+        identity = _identity()
+        with contextlib.ExitStack() as held:
+            guard = self.create_guard_condition(self._hear_engine)
+            held.callback(self.destroy_guard_condition, guard)
+            waker = _Waker(guard.trigger)
+            held.callback(waker.close)
+            client = EngineClient(
                 Path(self._socket_path) if self._socket_path else default_socket(),
                 self.get_fully_qualified_name(),
-            ),
-            waker=_Waker(guard.trigger),
-            writer=writer,
-            ears={name: _Ear() for name in policy.sensors},
-            destroy=[partial(self.destroy_guard_condition, guard)],
-        )
-        steadily = Clock(clock_type=ClockType.STEADY_TIME)
-        for period_s, callback in (
-            (policy.control_period_ns / SECOND, self._step),
-            (DIAGNOSTICS_PERIOD_NS / SECOND, self._diagnose),
-        ):
-            timer = self.create_timer(period_s, callback, clock=steadily)
-            parts.destroy.append(partial(self.destroy_timer, timer))
-        for name, sensor in policy.sensors.items():
-            subscription = self.create_subscription(
-                MESSAGES[sensor.type], sensor.topic, self._keeper(parts.ears[name]), qos.SENSOR)
-            parts.destroy.append(partial(self.destroy_subscription, subscription))
-        return parts
+            )
+            held.callback(client.close)
+            steadily = Clock(clock_type=ClockType.STEADY_TIME)
+            for period_s, callback in (
+                (policy.control_period_ns / SECOND, self._step),
+                (DIAGNOSTICS_PERIOD_NS / SECOND, self._diagnose),
+            ):
+                timer = self.create_timer(period_s, callback, clock=steadily)
+                held.callback(self.destroy_timer, timer)
+            ears = {name: _Ear() for name in policy.sensors}
+            for name, sensor in policy.sensors.items():
+                held.callback(
+                    self.destroy_subscription, self._subscribe(name, sensor, ears[name]))
+            writer = None
+            if self._record_dir:  # the last: what fails before it leaves no empty file
+                name = f'decisions-{steady.wall_text()}-{identity.session}.mcap'
+                writer = RecordWriter(Path(self._record_dir) / name)
+                held.callback(writer.close)
+            return _Parts(
+                policy=policy, pilot=Pilot(policy, identity), client=client, waker=waker,
+                writer=writer, ears=ears, held=held.pop_all(),
+            )
+
+    def _subscribe(self, name: str, sensor: Sensor, ear: _Ear) -> Subscription[Any]:
+        try:
+            return self.create_subscription(
+                MESSAGES[sensor.type], sensor.topic, self._keeper(ear), qos.SENSOR)
+        except InvalidTopicNameException as err:
+            why = str(err).splitlines()[0].rstrip(':')
+            raise PolicyError(
+                f'{self._policy_path}: sensors.{name}.topic: {sensor.topic!r}: {why}') from err
 
     def free(self) -> None:
         """Give back all that configure made; harmless when there is nothing."""
         parts, self._parts = self._parts, None
         if parts is None:
             return
-        parts.waker.close()
-        parts.client.close()
         with contextlib.suppress(RuntimeError):  # some middleware has no acknowledgements
             self._status.wait_for_all_acked(Duration(nanoseconds=FAREWELL_NS))
-        for destroy in parts.destroy:
-            destroy()
-        if parts.writer is not None:
-            parts.writer.close()
+        parts.held.close()
 
     def _configured(self) -> _Parts:
         assert self._parts is not None, 'the lifecycle lets nothing happen before configure'
@@ -240,8 +241,9 @@ class PolicyNode(LifecycleNode):
 
     def _keeper(self, ear: _Ear) -> Callable[[Any], None]:
         def keep(msg: Any) -> None:
-            ear.arrival_ns = steady.now_ns()
-            ear.newest = (msg, ear.arrival_ns, self._ros_now_ns())
+            # The wall clock can be set back, and would then make a silent sensor look young.
+            ros_arrival_ns = self._ros_now_ns() if self._simulated else None
+            ear.newest = (msg, steady.now_ns(), ros_arrival_ns)
             ear.count += 1
 
         return keep
@@ -380,18 +382,23 @@ class PolicyNode(LifecycleNode):
         return diagnostics.status(f'{self.get_name()}: decisions', level, message, values)
 
     def _sensor_statuses(self, parts: _Parts) -> Iterable[DiagnosticStatus]:
-        now_ns = steady.now_ns()
-        for name, sensor in parts.policy.sensors.items():
-            ear = parts.ears[name]
+        self._observe(parts)
+        ros_now_ns = self._ros_now_ns()
+        for reading in parts.pilot.look(steady.now_ns(), ros_now_ns).readings:
+            name = reading.sensor
+            sensor, ear = parts.policy.sensors[name], parts.ears[name]
             bad = diagnostics.ERROR if sensor.required else diagnostics.WARN
-            age_ns = now_ns - ear.arrival_ns
             if not ear.count:
                 level = bad if sensor.required else diagnostics.OK
                 message = self._why_silent(sensor.topic, sensor.type)
-            elif age_ns > sensor.stale_after_ns:
-                level, message = bad, f'silent for {age_ns / SECOND:.1f} s'
             elif ear.why:
-                level, message = diagnostics.WARN, f'dropped: {ear.why}'
+                fresh = reading.quality is Quality.FRESH
+                level, message = diagnostics.WARN if fresh else bad, f'dropped: {ear.why}'
+            elif reading.quality is not Quality.FRESH:
+                level, message = bad, _why_stale(reading, sensor.stale_after_ns, ros_now_ns)
+            elif reading.stamp_fault is not StampFault.NONE:
+                level = diagnostics.WARN
+                message = f'fresh by arrival, its stamp is {reading.stamp_fault.value}'
             else:
                 level, message = diagnostics.OK, 'fresh'
             yield diagnostics.status(f'{self.get_name()}: sensor {name}', level, message, {
@@ -406,6 +413,16 @@ class PolicyNode(LifecycleNode):
         if kinds:
             return f'{topic} is published as {", ".join(kinds)}, the policy file says {wanted}'
         return f'{topic} is published, nothing has come yet'
+
+
+def _why_stale(reading: Reading, limit_ns: int, ros_now_ns: int) -> str:
+    """Say what makes a reading stale that did come."""
+    if (reading.arrival_age_ns or 0) > limit_ns:
+        return f'silent for {(reading.arrival_age_ns or 0) / SECOND:.1f} s'
+    ahead_s = ((reading.stamp_ns or 0) - ros_now_ns) / SECOND
+    if ahead_s > 0:
+        return f'it talks, but its stamp is {ahead_s:.1f} s in the future'
+    return f'it talks, but its stamp is {-ahead_s:.1f} s old'
 
 
 class _Waker:
