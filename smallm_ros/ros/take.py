@@ -67,8 +67,10 @@ class RosTime:
     """ROS time: the newest /clock under `use_sim_time`, else the system's."""
 
     def __init__(self, node: Node) -> None:
-        simulated = bool(node.get_parameter('use_sim_time').value)
-        self._clock = subscribe(node, ClockMessage, '/clock', qos.SENSOR) if simulated else None
+        self.simulated = bool(node.get_parameter('use_sim_time').value)
+        """Whether it can pause; the system's cannot, but it can be set back."""
+        self._clock = (
+            subscribe(node, ClockMessage, '/clock', qos.SENSOR) if self.simulated else None)
         self._ns: int | None = None
 
     def now_ns(self) -> int | None:

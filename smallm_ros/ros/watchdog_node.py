@@ -231,6 +231,8 @@ class WatchdogNode(Node):
     def _take(self, now_ns: int, answers: list[tuple[str, Any]]) -> Inputs:
         """Take all that is new; requests go to `answers` to be answered after the step."""
         ros_now_ns = self._ros_time.now_ns()
+        # Only a clock that can pause may make an arrival younger than the steady clock says.
+        ros_arrival_ns = ros_now_ns if self._ros_time.simulated else None
         for name, ear in self._ears.items():
             message = take(ear)
             if message is None:
@@ -240,7 +242,7 @@ class WatchdogNode(Node):
             except DroppedError as err:
                 self._drop(f'{name}: {err}')
                 continue
-            self._newest[name] = Received(name, fields, now_ns, ros_now_ns)
+            self._newest[name] = Received(name, fields, now_ns, ros_arrival_ns)
         self._take_frames(now_ns)
         pressed = [bool(message.data) for message in take_all(self._estops)]
         if pressed:

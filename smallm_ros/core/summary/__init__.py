@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from smallm_ros.core.clock import MS, SECOND
+from smallm_ros.core.facts import arrival_age_ns
 from smallm_ros.core.observation import (
     Goal,
     Observation,
@@ -104,9 +105,7 @@ def _age(sensor: Sensor, received: Received, now_ns: int, ros_now_ns: int) -> _A
     A stamp of the future or of another clock is as bad as an old one: nobody knows of when it
     tells. Only an absent stamp is replaced by the arrival.
     """
-    arrival_ns = now_ns - received.arrival_ns
-    if received.ros_arrival_ns is not None and ros_now_ns >= received.ros_arrival_ns:
-        arrival_ns = min(arrival_ns, ros_now_ns - received.ros_arrival_ns)
+    arrival_ns = arrival_age_ns(received, now_ns, ros_now_ns)
     stamp_ns, fault = stamp_age(received.fields.stamp_ns, ros_now_ns)
     stale = (
         fault in (StampFault.FUTURE, StampFault.ABSURD)
