@@ -115,12 +115,15 @@ class TestForReal:
 
     pytestmark = real
 
-    @pytest.mark.parametrize(('fault', 'cause'), [
-        ('worker:KILL', 'worker_dead'), ('worker:STOP', 'progress_stalled'),
-        ('policy:KILL', 'node_dead'), ('policy:STOP', 'status_silent'),
+    @pytest.mark.parametrize(('fault', 'causes'), [
+        # the pidfd and the policy node's own word race for the same tick
+        ('worker:KILL', {'worker_dead', 'engine_absent'}),
+        ('worker:STOP', {'engine_stalled'}),
+        ('policy:KILL', {'node_dead'}),
+        ('policy:STOP', {'status_silent'}),
     ])
     def test_a_fault_stops_the_robot_in_time_and_it_drives_again(
-        self, tmp_path: Path, fault: str, cause: str
+        self, tmp_path: Path, fault: str, causes: set[str]
     ) -> None:
         out = tmp_path / 'run'
         ended = demo(out, '--duration', '40', '--inject', f'{fault}@5')
@@ -131,7 +134,7 @@ class TestForReal:
         assert promises['collisions']['worst'] == 0
         assert promises['gap between two commands']['n'] > 700
         assert any(name.startswith('fallback after') for name in promises)
-        assert cause in {move['cause'] for move in content['gate']['transitions']}
+        assert causes & {move['cause'] for move in content['gate']['transitions']}
         assert content['decisions']['outcomes']['decided'] > 40
         assert not processes_naming(str(out))
 

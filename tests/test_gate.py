@@ -358,6 +358,15 @@ def test_a_batch_in_flight_has_one_and_a_half_times_its_bound(
     assert f'limit {limit_ms} ms' in out.detail
 
 
+def test_a_policy_node_that_falls_silent_is_no_stall_of_the_engine() -> None:
+    story = active()
+    story.status_silent = True
+    for _ in range(20):
+        out = story.tick()
+        assert out.cause is not Cause.ENGINE_STALLED
+    assert (out.state, out.cause) == (State.FALLBACK, Cause.STATUS_SILENT)
+
+
 def test_an_idle_engine_must_show_progress() -> None:
     story = active()
     story.status_with = {'progress_ns': story.clock.now_ns()}

@@ -135,7 +135,7 @@ class Answers:
         if not status.active:
             findings.append(Finding(Cause.NODE_INACTIVE, 'the policy node is not active'))
         if status.engine == 'ready' and status.worker_pid:
-            stalled = self._stalled(now_ns, status)
+            stalled = self._stalled(status)
             if stalled is not None:
                 findings.append(stalled)
         else:
@@ -145,7 +145,12 @@ class Answers:
             findings.append(Finding(cause, f'engine {status.engine}: {status.last_outcome}'))
         return findings
 
-    def _stalled(self, now_ns: int, status: NodeStatus) -> Finding | None:
+    def _stalled(self, status: NodeStatus) -> Finding | None:
+        """Whether the engine stood still when this status came.
+
+        Not now: what a silent policy node said last grows old by itself, and that is its own cause.
+        """
+        now_ns = self._status_arrival_ns
         limit_ns = round(self._policy.control.progress_limit_ms * MS)
         if status.in_flight:
             limit_ns = max(limit_ns, status.in_flight_bound_ns * 3 // 2)
