@@ -148,7 +148,7 @@ class Answers:
     def _stalled(self, status: NodeStatus) -> Finding | None:
         """Whether the engine stood still when this status came.
 
-        Not now: what a silent policy node said last grows old by itself, and that is its own cause.
+        Not now: what a silent policy node said last grows old by itself, which is its own cause.
         """
         now_ns = self._status_arrival_ns
         limit_ns = round(self._policy.control.progress_limit_ms * MS)
