@@ -294,7 +294,7 @@ class Demo:
         assert self.limits is not None
         print(report.model_line(self.limits))
         print(f'driving for {self.args.duration:g} s in ROS domain '
-              f'{os.environ["ROS_DOMAIN_ID"]}; record and report go to {self.out}')
+              f'{os.environ["ROS_DOMAIN_ID"]}; record and report go to {self.out}', flush=True)
         self.begin_ns = steady.now_ns()
         self.end_ns = self.begin_ns + round(self.args.duration * SECOND)
         todo = sorted(self.args.inject, key=lambda i: i.after_s)
