@@ -31,6 +31,15 @@ def own_start_ticks() -> int:
     return ticks
 
 
+def stolen_ms() -> float:
+    """Return the time since boot in which a core wanted to run and its hypervisor did not let it.
+
+    The field `steal` of /proc/stat, proc(5), of all cores together; 0 on bare metal.
+    """
+    cpu = Path('/proc/stat').read_text(encoding='ascii').split('\n', 1)[0].split()
+    return 1000 * int(cpu[8]) / os.sysconf('SC_CLK_TCK')
+
+
 def host() -> str:
     """Return this host's name, in at most 64 characters."""
     return socket.gethostname()[:64]

@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallm_ros import steady
+from smallm_ros import process, steady
 from smallm_ros.cli.running import child_error, make_folder, seconds
 from smallm_ros.core.action import Applied
 from smallm_ros.core.clock import MS, SECOND
@@ -295,6 +295,7 @@ class Demo:
         print(report.model_line(self.limits))
         print(f'driving for {self.args.duration:g} s in ROS domain '
               f'{os.environ["ROS_DOMAIN_ID"]}; record and report go to {self.out}', flush=True)
+        stolen_ms = process.stolen_ms()
         self.begin_ns = steady.now_ns()
         self.end_ns = self.begin_ns + round(self.args.duration * SECOND)
         todo = sorted(self.args.inject, key=lambda i: i.after_s)
@@ -307,6 +308,8 @@ class Demo:
             self._wake_due(now_ns)
             line.show(now_ns, self._state_text(now_ns))
         line.end()
+        if (taken_ms := process.stolen_ms() - stolen_ms) > 0:
+            self.notes.append(f'the hypervisor kept {taken_ms:.0f} ms of core time to itself')
 
     def _inject(self, injection: Injection) -> bool:
         """Send the signal; False when there is nobody to send it to, at this turn."""
