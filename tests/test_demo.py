@@ -75,22 +75,20 @@ def test_other_injections_are_refused(text: str) -> None:
 
 
 GAP = 'gap between two commands'
-CAP_MS = 1000.0
-"""On a shared machine the watchdog once in 30 runs did not run for 300 ms, for a reason not yet
-known; the report calls that broken, and rightly. A test that must pass on such a machine asserts a
-hard cap on what is timed, and that the watchdog answered a gap of its own with a stop."""
 
 
 def kept(ended: subprocess.CompletedProcess[str], content: dict[str, Any]) -> dict[str, Any]:
-    """Assert that every promise was kept, those that are timed within the cap; return them."""
+    """Assert that every promise was kept; return them.
+
+    The gap alone may be longer, by the core time that the hypervisor kept to itself in that very
+    run: while it has the core, no process runs. The report calls such a gap broken all the same.
+    """
     promises = {p['name']: p for p in content['promises']}
-    timed = {name for name in promises if name == GAP or name.startswith('fallback after')}
     broken = {name for name, p in promises.items() if not p['ok']}
-    assert broken <= timed, ended.stdout + ended.stderr
+    assert broken <= {GAP}, ended.stdout + ended.stderr
     assert ended.returncode == bool(broken)
-    assert all(promises[name]['worst'] < CAP_MS for name in timed), ended.stdout
-    if promises[GAP]['worst'] > 4 * POLICY.control_period_ns / MS:
-        assert 'own_gap' in {move['cause'] for move in content['gate']['transitions']}
+    gap = promises[GAP]
+    assert gap['worst'] <= gap['limit'] + content['stolen_ms'], ended.stdout
     return promises
 
 

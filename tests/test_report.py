@@ -158,7 +158,8 @@ def test_the_document_has_what_a_reader_of_machines_needs() -> None:
     content = json.loads(json.dumps(document(a_run()), allow_nan=False))
     assert set(content) == {
         'schema_version', 'kind', 'title', 'command', 'started', 'duration_s', 'machine', 'model',
-        'policy', 'decisions', 'gate', 'command_gap_ms', 'collisions', 'promises', 'notes',
+        'policy', 'decisions', 'gate', 'command_gap_ms', 'collisions', 'stolen_ms',
+        'promises', 'notes',
     }
     assert content['schema_version'] == 1
     assert content['machine']['cpu'] == 'A CPU'

@@ -197,6 +197,7 @@ class Demo:
     limits: ModelLimits | None = None
     begin_ns: int = 0
     end_ns: int = 0
+    stolen_ms: float = 0.0
     injected: list[tuple[Injection, int]] = field(default_factory=list)
     """With the steady time at which each signal was sent."""
     notes: list[str] = field(default_factory=list)
@@ -308,8 +309,9 @@ class Demo:
             self._wake_due(now_ns)
             line.show(now_ns, self._state_text(now_ns))
         line.end()
-        if (taken_ms := process.stolen_ms() - stolen_ms) > 0:
-            self.notes.append(f'the hypervisor kept {taken_ms:.0f} ms of core time to itself')
+        self.stolen_ms = process.stolen_ms() - stolen_ms
+        if self.stolen_ms > 0:
+            self.notes.append(f'the hypervisor kept {self.stolen_ms:.0f} ms of core time')
 
     def _inject(self, injection: Injection) -> bool:
         """Send the signal; False when there is nobody to send it to, at this turn."""
@@ -386,6 +388,7 @@ class Demo:
                               if self.begin_ns <= t <= self.end_ns],
             trail=[p for p in seen.trail if self.begin_ns <= p.steady_ns <= self.end_ns],
             outline=outline(load_world(find_world(self.args.world))), collisions=seen.collisions,
+            stolen_ms=self.stolen_ms,
             promises=[
                 *(reaction(i, at_ns, applied, self.policy) for i, at_ns in self.injected),
                 *(recovery(i, at_ns, applied) for i, at_ns in self.injected),

@@ -160,6 +160,8 @@ class Run:
     outline: Sequence[Shape] = ()
     collisions: int | None = None
     """None where nothing could be hit."""
+    stolen_ms: float = 0.0
+    """Core time that the hypervisor kept to itself during the run; no promise is judged by it."""
     promises: Sequence[Promise] = ()
     """Promises that only the caller could check; they follow those that are checked here."""
     notes: Sequence[str] = ()
@@ -351,6 +353,7 @@ def document(run: Run) -> dict[str, object]:
             'percentiles': None if gaps is None else asdict(gaps),
         },
         'collisions': run.collisions,
+        'stolen_ms': run.stolen_ms,
         'promises': [
             {**asdict(promise), 'worst': _finite(promise.worst), 'ok': promise.ok,
              'rate_bound_95': promise.bound}
