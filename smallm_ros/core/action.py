@@ -124,6 +124,10 @@ class TokenCounts:
     evaluated: int
     """Tokens submitted to the model, prompt and tree, over all passes."""
     passes: int
+    guessed: int = 0
+    """Tokens of the previous answer that rode along in the first pass as a guess."""
+    accepted: int = 0
+    """Of those, on the path that was then chosen: they spared a later pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,13 @@ class Decision:
     choices: tuple[ChoicePoint, ...]
     tokens: TokenCounts
     timings: Timings
+    margin: float = 0.0
+    """Probability of the leaf less that of the likeliest other answer, -1 to 1.
+
+    What was not evaluated below a choice counts as one answer with all its probability, so that
+    the margin is never overstated; of a whole tree it is exact, and with `best` not negative."""
+    plan: str = ''
+    """How the passes were laid out: choice levels a pass, `1+1`, `2`; `+guess` where it rode."""
 
 
 Origin = Literal['model', 'baseline', 'hold', 'stop']

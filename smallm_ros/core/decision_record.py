@@ -41,7 +41,7 @@ class DecisionRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra='forbid')
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     policy: str
     session: str
     request: Annotated[int, Field(ge=0)]
@@ -71,6 +71,14 @@ class DecisionRecord(BaseModel):
     """0 when no command left."""
     decision: Decision | None = None
     model_sha256: str = ''
+    space: str = ''
+    """Name of the declaration that was asked; the recording holds it whole, once."""
+    partial: bool = False
+    """Whether the parameters are the declared defaults because the time ended."""
+    ids: tuple[int, ...] = ()
+    """Tokens of the prompt after the static part."""
+    prior: str = 'none'
+    """`correction:digest` of what was subtracted at the choices."""
 
     @property
     def latency_ns(self) -> int:

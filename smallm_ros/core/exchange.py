@@ -20,6 +20,34 @@ class Role(str, enum.Enum):
     ASSISTANT = 'assistant'
 
 
+class Decide(str, enum.Enum):
+    """Which leaf of the action tree is the answer."""
+
+    GREEDY = 'greedy'
+    """The likeliest child at each choice, as stepwise decoding under the grammar gives it."""
+    BEST = 'best'
+    """The leaf of the greatest probability: the exact maximum over the whole tree."""
+
+
+class Correction(str, enum.Enum):
+    """What is subtracted from the logits of each choice; see `policy.Prior`."""
+
+    REFERENCE = 'reference'
+    CONTENT_FREE = 'content_free'
+    NONE = 'none'
+
+
+@dataclass(frozen=True, slots=True)
+class FreeText:
+    """A bounded text that the model may add when the action is decided; none by default."""
+
+    lead: str = ''
+    """What stands between the answer and the text, in the model's context only."""
+    max_tokens: int = 0
+    """0 asks for no text."""
+    max_characters: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Declaration:
     """A policy's static part: evaluated once, pinned in KV, shared by all its questions."""
@@ -35,6 +63,20 @@ class Declaration:
     """Limit of the dynamic part, in tokens."""
     references: tuple[str, ...] = ()
     """Dynamic texts over which the model's bias is measured and then subtracted, or none."""
+    correction: Correction = Correction.NONE
+    """What the references are; a declaration without references corrects nothing."""
+    decide: Decide = Decide.GREEDY
+    actions: tuple[int, ...] = ()
+    """For each answer the index of its action: answers of one action differ in parameters only.
+
+    Empty: a decision is whole or a miss. Else it may be `partial` (anytime)."""
+    departures: tuple[int, ...] = ()
+    """For each answer how far its parameters are from the declared defaults; 0 is all default.
+
+    Of the answers that are still possible a partial decision takes the one with the least."""
+    history: int = 0
+    """Turns (observation, decision) that stay in the prompt before the present one."""
+    text: FreeText = FreeText()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +136,12 @@ class Decided:
     dropped: tuple[str, ...]
     """Names of segments that were left out to fit the token limit or the deadline."""
     model_sha256: str
+    partial: bool = False
+    """Whether the time ended before the parameters were chosen, and they are the defaults."""
+    ids: tuple[int, ...] = ()
+    """Tokens of the prompt after the static part: history, readings, the template's tail."""
+    prior: str = 'none'
+    """`correction:digest` of what was subtracted at the choices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +170,17 @@ class Cancelled:
 
 
 Answer = Decided | Refused | Missed | Cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The free text after a decision. It follows its `Decided` and is never waited for."""
+
+    request: int
+    text: str
+    tokens: int
+    cut: bool
+    """Whether it was cut short, by the deadline, the next question or its limits."""
 
 
 class EngineState(str, enum.Enum):
@@ -199,5 +258,5 @@ class EngineLost:
 
 
 EngineEvent = (
-    EngineUp | EngineLost | ModelLimits | Progress | Declared | DeclarationRejected | Answer
+    EngineUp | EngineLost | ModelLimits | Progress | Declared | DeclarationRejected | Answer | Said
 )

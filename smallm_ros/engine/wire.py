@@ -37,10 +37,11 @@ from smallm_ros.core.exchange import (
     Progress,
     Question,
     Refused,
+    Said,
 )
 
 MAGIC = b'sml'
-VERSION = 1
+VERSION = 2
 _HEADER = struct.Struct('<3sBI')
 _INT64 = 2**63
 _PATH_LIMIT = 107
@@ -59,7 +60,7 @@ class Hello:
 Request = Hello | Declaration | Question | Cancel
 Event = (
     EngineUp | ModelLimits | Progress | Declared | DeclarationRejected
-    | Decided | Refused | Missed | Cancelled
+    | Decided | Refused | Missed | Cancelled | Said
 )
 _T = TypeVar('_T')
 
