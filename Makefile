@@ -14,11 +14,12 @@ unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH 
 endif
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo bench test lint clean
 
 help:
 	@echo 'make          set up .venv (pinned, no ROS needed); the first time builds llama.cpp'
 	@echo 'make demo     run the simulated robot for a minute and write runs/<time>/report.html'
+	@echo 'make bench    measure decisions beside other ways and the floor: runs/<time>/bench.html'
 	@echo 'make test     run every test'
 	@echo 'make lint     ruff and mypy --strict'
 	@echo 'make clean    remove .venv and what was built; runs/ and downloaded models stay'
@@ -30,6 +31,9 @@ setup:
 
 demo: setup
 	@$(BIN)/smallm demo $(ARGS)
+
+bench: setup
+	@$(BIN)/smallm bench $(ARGS)
 
 test: setup
 	@$(BIN)/python -m pytest $(ARGS)

@@ -13,6 +13,12 @@ from setuptools import find_packages, setup
 NAME = 'smallm_ros'
 HERE = Path(__file__).resolve().parent
 
+# What writes a GGUF with Mistral Small 3's own vocabulary. mistral-common has it from 3.11 on.
+TEKKEN = [
+    "gguf>=0.10; python_version >= '3.11'",
+    "mistral-common>=1.5; python_version >= '3.11'",
+]
+
 
 def version() -> str:
     """Return `__version__` without importing the package, which may not be importable yet."""
@@ -52,6 +58,7 @@ setup(
     zip_safe=False,
     install_requires=[
         'llama-cpp-python>=0.3.36,<0.4',
+        'llguidance>=1.9,<2',
         'mcap>=1.2,<2',
         'msgpack>=1.0.3,<2',
         'numpy>=1.21,<3',
@@ -59,6 +66,8 @@ setup(
         'PyYAML>=5.4,<7',
     ],
     extras_require={
+        # xllamacpp has a llama-server built in, one of those that the benchmark compares with.
+        'bench': [*TEKKEN, 'plotly>=5.20,<8', 'xllamacpp>=2026.10'],
         # What builds llama-cpp-python; the Makefile installs it first so that the system's own
         # cmake, whatever its age, plays no part.
         'build': ['cmake>=3.24', 'ninja', 'scikit-build-core>=0.9.2', 'setuptools', 'wheel'],
@@ -78,10 +87,9 @@ setup(
         ],
         'sim': ['mujoco>=3.2,<5'],
         'test': [
-            "gguf>=0.10; python_version >= '3.11'",
+            *TEKKEN,
             'hypothesis',
             'jsonschema',
-            "mistral-common>=1.5; python_version >= '3.11'",
             'msgpack-types',
             'mypy',
             'pytest',

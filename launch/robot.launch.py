@@ -33,7 +33,8 @@ def engine(context: LaunchContext) -> list[ExecuteProcess]:
         return LaunchConfiguration(name).perform(context)
 
     command = [executable('smallm_engine')]
-    for flag in ('model', 'template', 'socket', 'n_gpu_layers', 'context', 'kv_type', 'threads'):
+    for flag in ('model', 'template', 'socket', 'n_gpu_layers', 'context', 'kv_type', 'threads',
+                 'check_ms'):
         if argument(flag):
             command += ['--' + flag.replace('_', '-'), argument(flag)]
     if IfCondition(LaunchConfiguration('use_mlock')).evaluate(context):
@@ -103,6 +104,8 @@ def generate_launch_description() -> LaunchDescription:
                               description='type of the KV cache'),
         DeclareLaunchArgument('threads', default_value='',
                               description='CPU threads; empty: physical cores less one'),
+        DeclareLaunchArgument('check_ms', default_value='50',
+                              description='longest batch of work that can wait'),
         node('watchdog_node'),
         node('policy_node', autostart=True, socket=text('socket'), record_dir=text('record_dir')),
         OpaqueFunction(function=engine, condition=IfCondition(LaunchConfiguration('engine'))),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from smallm_ros.core.action import (
     MAX_JSON_BYTES,
+    STOP,
     ActionSpace,
     Applied,
     Command,
@@ -20,7 +21,14 @@ from smallm_ros.core.action import (
     parse_frame,
 )
 from smallm_ros.core.errors import CommandError
-from smallm_ros.core.policy import load_policy, parse_policy
+from smallm_ros.core.policy import (
+    ActionDeclaration,
+    Parameter,
+    TwistMapping,
+    choice_text,
+    load_policy,
+    parse_policy,
+)
 
 POLICY = load_policy(Path(__file__).parent / 'policies' / 'wanderer.yaml')
 
@@ -92,6 +100,58 @@ envelope: {max_forward_m_s: 1, max_turn_rad_s: 1, max_acceleration_m_s2: 1,
         Velocity(0.25, 0.1), Velocity(0.25, 0.4), Velocity(1.0, 0.1), Velocity(1.0, 0.4),
         Velocity(-0.5, 0.1), Velocity(-0.5, 0.4), Velocity(0.0, 0.0),
     ]
+
+
+def space_of(name: str) -> ActionSpace:
+    return ActionSpace.of(load_policy(Path(__file__).parent / 'policies' / f'{name}.yaml'))
+
+
+def test_a_grid_gives_the_numbers_that_it_says() -> None:
+    space = space_of('wide')
+    found = {a.answer: a.velocity for a in space.actions}
+    assert len(found) == 512
+    assert found['forward 0.3'] == Velocity(0.3, 0.0)
+    assert found['back -0.07'] == Velocity(-0.07, 0.0)
+    assert found['arc-left 0.345'] == Velocity(0.0, 0.345)
+    assert found['swing 0'] == STOP
+    assert max(map(len, found)) == len('arc-right -0.015')
+
+
+def test_a_grid_can_be_looked_up_too() -> None:
+    space = space_of('prefixes')
+    (found,) = [a for a in space.actions if a.answer == 'turn-left 10']
+    assert found.velocity == Velocity(0.0, 0.4)
+
+
+def test_an_optional_parameter_is_left_out_when_it_has_its_default_and_only_then() -> None:
+    space = space_of('prefixes')
+    answers = set(space.answers)
+    assert {'turn left', 'turn right 100', 'turn left fast', 'turn left faster 10'} < answers
+    assert not {'turn left slow', 'turn left 1', 'turn left fast 1', 'turn-left 1'} & answers
+    assert len(answers) == len(space.actions) == 2 * 3 * 3 + 3 + 1 + 1
+    silent = space.find('turn', {'side': 'left', 'speed': 'slow', 'metres': '1'})
+    assert silent is not None
+    assert silent.answer == 'turn left'
+    assert silent.velocity == Velocity(0.0, 0.2)
+
+
+@pytest.mark.parametrize('name', ['prefixes', 'ties', 'wide', 'deep', 'wanderer'])
+def test_all_default_departs_by_nothing_and_the_first_parameter_weighs_most(name: str) -> None:
+    policy = load_policy(Path(__file__).parent / 'policies' / f'{name}.yaml')
+    for action in ActionSpace.of(policy).actions:
+        parameters = policy.actions[action.name].parameters
+        differs = [v != choice_text(parameters[k].default) for k, v in action.parameters]
+        assert action.departure == int('0' + ''.join(map(str, map(int, differs))), 2)
+    for one in policy.actions:
+        zero = [a for a in ActionSpace.of(policy).actions if a.name == one and a.departure == 0]
+        assert len(zero) == 1
+
+
+def test_the_weights_of_the_most_parameters_fit_into_63_bits() -> None:
+    parameters = {f'p{i}': Parameter(choices=(0, 1), default=0) for i in range(16)}
+    declared = ActionDeclaration(description='x', parameters=parameters, twist=TwistMapping())
+    farthest = ActionSpace.of(POLICY.model_copy(update={'actions': {'all': declared}})).actions[-1]
+    assert farthest.departure == 2**16 - 1
 
 
 @pytest.mark.parametrize(('kind', 'fields'), [

@@ -28,7 +28,8 @@ LAYERS = {
             'engine.client', 'engine.wire.default_socket'),
     'sim': ('core', 'steady', 'share', 'sim'),
     'replay': ('core', 'steady', 'share', 'engine', 'record', 'replay', 'ros.convert'),
-    'bench': ('core', 'steady', 'share', 'engine', 'record', 'ros', 'sim', 'bench'),
+    'bench': ('core', 'steady', 'process', 'share', 'engine', 'record', 'ros', 'sim', 'bench',
+              'replay.report'),
     'cli': ('core', 'steady', 'process', 'share', 'engine', 'record', 'ros', 'sim', 'replay',
             'bench', 'cli'),
 }
@@ -51,7 +52,7 @@ HOMES = {
     'mcap': ('record',),
     'mujoco': ('sim',),
     'rosbags': ('replay',),
-    'plotly': ('replay',),
+    'plotly': ('replay', 'bench'),
     'huggingface_hub': ('engine.registry', 'cli.models'),
     **dict.fromkeys(ROS_PACKAGES, LIVE_ROS),
 }

@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from smallm_ros.core.exchange import (
     EngineLost,
     EngineState,
     EngineUp,
+    FreeText,
     Missed,
     MissedWhy,
     ModelLimits,
@@ -30,10 +32,11 @@ from smallm_ros.core.exchange import (
     Question,
     Refused,
     RefusedWhy,
+    Said,
     Segment,
 )
 from smallm_ros.engine.client import EngineClient
-from smallm_ros.engine.wire import REQUESTS, Event, FrameReader, Hello, Request, encode
+from smallm_ros.engine.wire import REQUESTS, VERSION, Event, FrameReader, Hello, Request, encode
 from smallm_ros.steady import now_ns, sleep_until
 from tests.fakes.engine_process import Listener, close_listeners, engine, gone, wait_for
 
@@ -192,8 +195,8 @@ def test_no_engine_is_said_once_and_tried_more_and_more_slowly(
 
 @pytest.mark.parametrize(('data', 'why'), [
     (b'garbage!', "the engine sent no frame: b'gar' where a frame begins with b'sml'"),
-    (struct.pack('<3sBI', b'sml', 1, 1 << 30), 'a frame of 1073741824 bytes'),
-    (struct.pack('<3sBI', b'sml', 2, 1), 'frame version 2'),
+    (struct.pack('<3sBI', b'sml', VERSION, 1 << 30), 'a frame of 1073741824 bytes'),
+    (struct.pack('<3sBI', b'sml', VERSION + 1, 1), f'frame version {VERSION + 1}'),
     (encode(Cancel(1)), "unknown kind 'Cancel'"),
     (encode(UP)[:-1], 'the connection ended after'),
 ])
@@ -349,7 +352,7 @@ def test_a_client_that_leaves_frees_the_engine_for_the_others(
     encode(Cancel(1)),
     encode(Hello('a', '1')) * 2,
     encode(Hello('a', '1')) + encode(Question(2, 's', 1, ())) * 2,
-    encode(Hello('a', '1')) + struct.pack('<3sBI', b'sml', 1, 1 << 30),
+    encode(Hello('a', '1')) + struct.pack('<3sBI', b'sml', VERSION, 1 << 30),
     struct.pack('<3sBI', b'sml', 9, 4),
 ], ids=['http', 'no hello', 'two hellos', 'request twice', 'too long', 'version'])
 def test_who_talks_nonsense_is_disconnected_alone(
@@ -511,6 +514,58 @@ def test_a_stall_in_a_batch_is_killed_and_mended(path: Path) -> None:
         listener.until(EngineLost)
         assert 'stands still: batch 1, bound' in running.log
         listener.up()
+
+
+def test_a_question_does_not_wait_for_another_clients_declaration(path: Path) -> None:
+    with engine(path, '--declare-passes', '60', script=[{'delay_ns': 50 * MS}]):
+        driver, other = Listener(path), Listener(path)
+        driver.until(ModelLimits)
+        other.until(ModelLimits)
+        driver.client.send_nowait(DECLARATION)
+        driver.until(Declared)
+        other.client.send_nowait(replace(DECLARATION, space='other'))
+        other.client.send_nowait(question(1, 60_000, space='other'))
+        wait_for(lambda: driver.until(Progress).in_flight)
+        for request in range(1, 4):
+            driver.client.send_nowait(question(request))
+            assert driver.until(Decided).request == request
+            assert not [e for e in other.client.poll(now_ns()) if isinstance(e, Declared)]
+        other.until(Declared)
+        assert other.until(Decided).request == 1, 'what it asked meanwhile waited for it'
+
+
+def test_a_text_follows_its_answer_and_gives_way_to_the_next_question(path: Path) -> None:
+    speaking = replace(DECLARATION, text=FreeText(' because', 64, 240))
+    text = ' '.join('a' for _ in range(50))
+    script = [{'leaf': 1, 'delay_ns': 40 * MS, 'text': 'the way is free'},
+              {'leaf': 1, 'delay_ns': 400 * MS, 'text': text}]
+    with engine(path, script=script):
+        listener, other = Listener(path), declared(path)
+        listener.until(ModelLimits)
+        listener.client.send_nowait(speaking)
+        listener.until(Declared)
+        listener.client.send_nowait(question(1))
+        assert listener.until(Decided).request == 1
+        assert listener.until(Said) == Said(1, 'the way is free', 4, False)
+        for asker in (listener, other):
+            listener.client.send_nowait(question(2 if asker is listener else 4, 20_000))
+            decided = listener.until(Decided)
+            asker.client.send_nowait(question(3))
+            said = listener.until(Said)
+            assert said.cut and said.request == decided.request
+            assert said.tokens < 25, 'half of it would have taken 5 s'
+            assert asker.until(Decided).request == 3
+
+
+def test_what_was_taken_back_is_ended_in_the_middle_of_its_batch(path: Path) -> None:
+    with engine(path, script=[{'delay_ns': 40 * SECOND}, {}], in_flight_ns=60 * SECOND):
+        listener = declared(path)
+        listener.client.send_nowait(question(1, 60_000))
+        wait_for(lambda: listener.until(Progress).in_flight)
+        listener.client.send_nowait(question(2))
+        cancelled, decided = answers(listener, 2)
+        assert cancelled == Cancelled(1)
+        assert isinstance(decided, Decided) and decided.request == 2
 
 
 def test_sigterm_refuses_who_waits(path: Path) -> None:

@@ -16,6 +16,7 @@ def test_no_record_is_no_figure() -> None:
     assert found.share_served == 0.0
     assert found.latency_ms is None
     assert set(found.outcomes) == set(OUTCOMES)
+    assert (found.partial, found.plans, found.margin, found.margin_least) == (0, {}, None, None)
 
 
 def test_a_hundred_samples_have_a_p99_of_their_own() -> None:
@@ -77,6 +78,21 @@ def test_an_unsure_answer_counts_its_tokens_but_not_its_latency() -> None:
     assert found.evaluated_tokens is not None
     assert found.evaluated_tokens.n == 2
     assert found.served == 1
+
+
+def test_how_the_answers_came_about_is_counted() -> None:
+    records = [
+        a_record(plan='1+1', guess=(4, 3), margin=0.5),
+        a_record(plan='1', partial=True, margin=-0.1),
+        a_record(plan='1+1', guess=(4, 0), margin=0.9),
+        a_record(outcome='missed', why='late', partial=True),
+    ]
+    found = summarise(records)
+    assert found.partial == 1
+    assert list(found.plans.items()) == [('1+1', 2), ('1', 1)]
+    assert (found.guessed_tokens, found.accepted_tokens) == (8, 3)
+    assert found.margin is not None
+    assert (found.margin.n, found.margin.p50, found.margin_least) == (3, 0.5, -0.1)
 
 
 def test_a_record_survives_its_own_json() -> None:

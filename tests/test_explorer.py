@@ -88,3 +88,18 @@ def test_it_drives_where_it_is_free_and_turns_where_it_is_not(
     assert good > good_without
     assert len(answers) >= 5
     assert len(answers_biased) < len(answers)
+
+
+def test_the_declared_correction_is_the_best_of_the_three(
+    decider: Decider, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {
+        correction: judge(decider, POLICY.model_copy(update={
+            'prior': POLICY.prior.model_copy(update={'correction': correction})
+        }))[0]
+        for correction in ('reference', 'content_free', 'none')
+    }
+    with capsys.disabled():
+        print('\nexplorer.yaml by prior correction, good of 27 cases: '
+              + ', '.join(f'{correction} {count}' for correction, count in good.items()))
+    assert max(good, key=lambda correction: good[correction]) == POLICY.prior.correction

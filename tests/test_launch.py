@@ -143,10 +143,12 @@ def test_the_arguments_become_the_engines_command_line(launcher: Launcher) -> No
     started = launcher.once(
         ROBOT, policy='p', model='/m.gguf', socket='/s', n_gpu_layers='12', use_mlock='true',
         context='2048', kv_type='q8_0', template='chatml', threads='3',
+        check_ms='20',
     )
     assert started['smallm_engine'].words == [
         '--model', '/m.gguf', '--template', 'chatml', '--socket', '/s', '--n-gpu-layers', '12',
-        '--context', '2048', '--kv-type', 'q8_0', '--threads', '3', '--use-mlock',
+        '--context', '2048', '--kv-type', 'q8_0', '--threads', '3', '--check-ms', '20',
+        '--use-mlock',
     ]
 
 

@@ -17,15 +17,19 @@ import pytest
 
 pytest.importorskip('llama_cpp')
 
+from smallm_ros.core.clock import MS
 from smallm_ros.core.errors import ModelFileError, OperatorError
 from smallm_ros.engine import registry
+from smallm_ros.engine.alarm import SteadyAlarm
 from smallm_ros.engine.model import (
+    ABORTED,
     Batch,
     DecodeError,
     LlamaModel,
     ModelSettings,
     physical_cores,
 )
+from smallm_ros.steady import now_ns
 
 pytestmark = pytest.mark.model
 
@@ -92,9 +96,12 @@ def test_a_shared_prefix_gives_what_a_full_evaluation_gives(model: LlamaModel) -
     cut = len(model.tokenize(PROMPT))
     full = run(model, tokens, 0, 0)
     model.copy_sequence(0, 3, 0, cut)
+    model.copy_sequence(0, 4, 0, cut)
     shared = run(model, tokens[cut:], cut, 3)
-    assert (shared.argmax(1) == full[cut:].argmax(1)).all()
-    assert np.abs(shared - full[cut:]).max() < 1.0
+    # Its cells lie elsewhere, the sums have another order, and rounding to 8 bits amplifies that.
+    assert np.abs(shared - full[cut:]).max() < 1.5
+    other = run(model, model.tokenize(BRANCHES[1]), cut, 4)
+    assert np.abs(other[0] - full[cut]).max() > 3.0, 'what is not shared is far from it'
 
 
 def test_what_was_removed_is_evaluated_anew(model: LlamaModel) -> None:
@@ -153,6 +160,137 @@ def test_a_full_cache_has_a_code_and_keeps_what_it_held(model: LlamaModel) -> No
     assert caught.value.code == 1
     model.remove(0, 500, -1)
     assert run(model, tokens[:1], 500, 0).shape == (1, model.n_vocab)
+
+
+# --- a batch that is ended in flight
+
+
+@pytest.fixture(scope='module')
+def alarm() -> Iterator[SteadyAlarm]:
+    alarm = SteadyAlarm()
+    yield alarm
+    alarm.close()
+
+
+def aborted(
+    model: LlamaModel, alarm: SteadyAlarm, batch: Batch, after_ns: int
+) -> int | None:
+    """Evaluate a batch that is aborted after a while; return the nanoseconds from then on.
+
+    None when the batch was faster than that.
+    """
+    at: list[int] = []
+
+    def abort() -> None:
+        at.append(now_ns())
+        model.abort()
+
+    alarm.arm(now_ns() + after_ns, abort)
+    try:
+        model.evaluate(batch)
+    except DecodeError as err:
+        ended_ns = now_ns()
+        if err.code != ABORTED:
+            raise
+        return ended_ns - at[0]
+    finally:
+        alarm.disarm()
+    return None
+
+
+def branches_batch(model: LlamaModel, prompt: Sequence[int], start: int) -> Batch:
+    """Return a batch as a decision has it: a shared rest of a prompt, then a lane a branch."""
+    tails = [model.tokenize(text) * 8 for text in BRANCHES]
+    lanes = [(1 + n,) for n in range(len(tails))]
+    shared = (0, *(lane for (lane,) in lanes))
+    tokens, positions = list(prompt[start:]), list(range(start, len(prompt)))
+    sequences: list[tuple[int, ...]] = [shared] * len(tokens)
+    for tail, lane in zip(tails, lanes, strict=True):
+        tokens += tail
+        positions += range(len(prompt), len(prompt) + len(tail))
+        sequences += [lane] * len(tail)
+    return Batch(tokens, positions, sequences, range(len(tokens)))
+
+
+def test_after_an_abort_the_cache_is_what_it_was_before(
+    model: LlamaModel, alarm: SteadyAlarm
+) -> None:
+    choose = random.Random(2)
+    prompt = model.tokenize(PROMPT)
+    cut = len(prompt) - 6
+
+    def begin() -> Batch:
+        model.remove(-1, 0, -1)
+        run(model, prompt[:cut], 0, 9)
+        for sequence in (0, 1, 2, 3):
+            model.copy_sequence(9, sequence, 0, cut)
+        return branches_batch(model, prompt, cut)
+
+    batch = begin()
+    wanted = model.evaluate(batch).argmax(1).tolist()
+    batch = begin()
+    whole_ns = now_ns()
+    model.evaluate(batch)
+    whole_ns = now_ns() - whole_ns
+    batch = begin()
+    delays_ns: list[int] = []
+    # 30 aborted batches of some 80 tokens would fill the 512 cells several times over.
+    for _ in range(30):
+        delay_ns = aborted(model, alarm, batch, choose.randrange(whole_ns // 3))
+        if delay_ns is None:
+            batch = begin()
+        else:
+            delays_ns.append(delay_ns)
+    assert len(delays_ns) >= 10
+    assert sorted(delays_ns)[len(delays_ns) // 2] < whole_ns / 4, 'it does not run to its end'
+    assert model.evaluate(batch).argmax(1).tolist() == wanted
+    # No cell is lost: all of them can be filled.
+    model.remove(-1, 0, -1)
+    for start in range(0, 512, 128):
+        tokens = (prompt * 8)[:128]
+        model.evaluate(Batch(tokens, range(start, start + 128), [(0,)] * 128, ()))
+
+
+def test_an_aborted_batch_leaves_no_cell_in_any_sequence(
+    model: LlamaModel, alarm: SteadyAlarm
+) -> None:
+    from llama_cpp import llama_cpp as llama
+
+    prompt = model.tokenize(PROMPT)
+    run(model, prompt[:5], 0, 0)
+    for sequence in (1, 2, 3):
+        model.copy_sequence(0, sequence, 0, 5)
+    batch = branches_batch(model, prompt, 5)
+    assert aborted(model, alarm, batch, 2 * MS) is not None
+    ends = [llama.llama_memory_seq_pos_max(model._memory, sequence) for sequence in range(16)]
+    assert ends == [4, 4, 4, 4, *(-1,) * 12]
+
+
+def test_an_abort_between_two_batches_is_void(model: LlamaModel) -> None:
+    tokens = model.tokenize(PROMPT)
+    model.abort()
+    wanted = run(model, tokens, 0, 0).argmax(1)
+    model.abort()
+    assert (run(model, tokens, 0, 1).argmax(1) == wanted).all()
+
+
+def test_only_the_cpu_and_metal_ask_whether_to_go_on(model: LlamaModel) -> None:
+    assert model.abortable
+    assert model._model is not None and model._context is not None
+    on_cuda = LlamaModel(
+        model._model, model._context, name='x', sha256='', threads=1, gpu_layers=30
+    )
+    assert not on_cuda.abortable
+    on_cuda.abort()
+
+
+def test_the_vocabulary_is_made_once_for_llguidance(model: LlamaModel) -> None:
+    llguidance = pytest.importorskip('llguidance')
+    tokenizer = model.llguidance_tokenizer()
+    assert isinstance(tokenizer, llguidance.LLTokenizer)
+    assert model.llguidance_tokenizer() is tokenizer
+    assert tokenizer.vocab_size == model.n_vocab
+    assert tokenizer.tokenize_str(PROMPT) == model.tokenize(PROMPT)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +352,7 @@ def test_a_closed_model_says_so(file: registry.ModelFile) -> None:
         lambda: model.remove(0, 0, -1),
         lambda: model.copy_sequence(0, 1, 0, -1),
         lambda: model.piece(5),
+        model.llguidance_tokenizer,
     ):
         with pytest.raises(ValueError, match='is closed'):
             act()

@@ -93,6 +93,14 @@ def test_every_extra_is_pinned_for_every_python(wheel: zipfile.ZipFile) -> None:
     assert {name.replace('_', '-').lower() for name in needed} <= pinned
 
 
+def test_make_installs_every_extra_but_the_build_tools(wheel: zipfile.ZipFile) -> None:
+    extras = re.findall(r'^Provides-Extra: (\w+)', metadata(wheel, 'METADATA'), re.MULTILINE)
+    bootstrap = (ROOT / 'tools' / 'bootstrap.py').read_text(encoding='utf-8')
+    named = re.search(r"^EXTRAS = '(.*)'", bootstrap, re.MULTILINE)
+    assert named is not None
+    assert sorted([*named[1].split(','), 'build']) == sorted(extras)
+
+
 def test_one_version_everywhere(wheel: zipfile.ZipFile) -> None:
     package = ET.parse(ROOT / 'package.xml').getroot()
     version = smallm_ros.__version__

@@ -31,12 +31,14 @@ from smallm_ros.core.exchange import (
     EngineLost,
     EngineState,
     EngineUp,
+    FreeText,
     Missed,
     MissedWhy,
     ModelLimits,
     Progress,
     Refused,
     RefusedWhy,
+    Said,
 )
 from smallm_ros.core.observation import Odometry, Received, Scan
 from smallm_ros.core.pilot import (
@@ -46,6 +48,7 @@ from smallm_ros.core.pilot import (
     Identity,
     Pilot,
     Record,
+    Say,
     Send,
     Tell,
     Withdraw,
@@ -114,10 +117,21 @@ class Story:
         self.sense()
         return only(Ask, self.step())
 
-    def answer(self, ask: Ask, after_ms: float = 0, **changes: object) -> list[Do]:
+    def answer(
+        self, ask: Ask, after_ms: float = 0, *, partial: bool = False, **changes: object
+    ) -> list[Do]:
         self.clock.advance_ms(after_ms)
         decided = decision(ask.question.request, **changes)
+        decided = dataclasses.replace(decided, partial=partial)
         return self.do(self.pilot.receive(decided, self.now_ns))
+
+    def declare(self, **changes: object) -> None:
+        """Change what the policy declares; its answers stay."""
+        self.pilot.declaration = dataclasses.replace(self.pilot.declaration, **changes)  # type: ignore[arg-type]
+
+    def said(self, request: int, text: str = 'the way is free', **changes: object) -> list[Do]:
+        said = dataclasses.replace(Said(request, text, 5, False), **changes)  # type: ignore[arg-type]
+        return self.do(self.pilot.receive(said, self.now_ns))
 
     @property
     def records(self) -> list[DecisionRecord]:
@@ -137,7 +151,10 @@ def decision(request: int, **changes: object) -> Decided:
         leaf=1, confidence=0.8, choices=(), tokens=TokenCounts(90, 60, 34, 2),
         timings=Timings(1, 2, 3, 1, (1, 1)),
     )
-    return Decided(request, dataclasses.replace(made, **changes), (), LIMITS.sha256)  # type: ignore[arg-type]
+    return Decided(
+        request, dataclasses.replace(made, **changes), (), LIMITS.sha256,  # type: ignore[arg-type]
+        ids=(7, 8, 9), prior='reference:abcd',
+    )
 
 
 def of(kind: type[_T], things: Iterable[object]) -> list[_T]:
@@ -168,6 +185,8 @@ def test_a_question_becomes_a_command() -> None:
     assert (record.outcome, record.why, record.command_sequence) == ('decided', '', 1)
     assert record.latency_ns == 200 * MS
     assert record.model_sha256 == LIMITS.sha256
+    assert (record.space, record.ids) == (story.pilot.declaration.space, (7, 8, 9))
+    assert (record.prior, record.partial, command.partial) == ('reference:abcd', False, False)
     story.step()
     assert (story.status.served, story.status.misses, story.status.request) == (1, 0, 0)
     assert story.status.last_outcome == 'decided'
@@ -328,6 +347,10 @@ def test_another_policys_declaration_says_nothing() -> None:
     (decision(1, leaf=-1), 'missed', 'leaf -1 is none of the 6 answers'),
     (decision(1, confidence=float('nan')), 'missed', 'confidence nan is no probability'),
     (decision(1, confidence=1.5), 'missed', 'confidence 1.5 is no probability'),
+    (decision(1, margin=float('nan')), 'missed', 'margin nan is no difference of probabilities'),
+    (decision(1, margin=-1.5), 'missed', 'margin -1.5 is no difference of probabilities'),
+    (dataclasses.replace(decision(1), partial=True), 'missed',
+     'a partial answer, and the policy is not anytime'),
 ])
 def test_answers_that_are_no_decision(
     answer: Refused | Missed | Cancelled | Decided, outcome: str, why: str,
@@ -338,6 +361,80 @@ def test_answers_that_are_no_decision(
     record = only(Record, done).record
     assert (record.outcome, record.why) == (outcome, why)
     assert story.commands == []
+
+
+@pytest.mark.parametrize('changes', [{'leaf': 6}, {'leaf': -1}, {'confidence': float('nan')}])
+def test_what_is_no_answer_is_none_when_it_is_late_either(changes: dict[str, object]) -> None:
+    story = Story()
+    record = only(Record, story.answer(story.ask(), after_ms=450, **changes)).record
+    assert (record.outcome, record.decision) == ('missed', None)
+    assert 'late' not in record.why
+
+
+ANYTIME = {'actions': (0, 1, 1, 2, 3, 3), 'departures': (0, 1, 0, 0, 1, 0)}
+TEXT = {'text': FreeText(' because', 16, 40)}
+
+
+def test_a_partial_answer_is_a_partial_command() -> None:
+    story = Story()
+    story.declare(**ANYTIME)
+    command = only(Send, story.answer(story.ask(), after_ms=200, partial=True)).command
+    assert command.partial
+    assert (command.action, command.linear_x_m_s) == ('forward', 0.25)
+    record = only(Record, story.done).record
+    assert (record.outcome, record.partial) == ('decided', True)
+    assert not only(Send, story.answer(story.ask(after_ms=500))).command.partial
+
+
+def test_a_partial_answer_must_be_sure_too() -> None:
+    rules = POLICY.decision.model_copy(update={'min_confidence': 0.5})
+    story = Story(POLICY.model_copy(update={'decision': rules}))
+    story.declare(**ANYTIME)
+    done = story.answer(story.ask(), partial=True, confidence=0.4)
+    assert not of(Send, done)
+    record = only(Record, done).record
+    assert (record.outcome, record.partial) == ('unsure', True)
+
+
+def test_the_text_follows_its_decision() -> None:
+    story = Story()
+    story.declare(**TEXT)
+    story.answer(story.ask(), after_ms=100)
+    story.ask(after_ms=500)  # the next question does not make the text another's
+    assert story.said(1, cut=True) == [Say(1, 'the way is free', True)]
+    assert story.said(1) == []  # once
+    assert story.pilot.dropped_texts == 1
+
+
+def test_texts_that_belong_to_no_decision_are_dropped_and_counted() -> None:
+    story = Story()
+    story.declare(**TEXT)
+    assert story.said(0) == []
+    assert story.said(1) == []  # before there was a question
+    first = story.ask()
+    assert story.said(1) == []  # before its decision
+    story.answer(first, after_ms=100)
+    second = story.ask(after_ms=500)
+    story.answer(second, after_ms=100)
+    assert story.said(1) == []  # a newer decision has come
+    assert story.said(2, 'x' * 41) == []  # longer than was asked for
+    assert len(story.said(2, 'x' * 40)) == 1
+    third = story.ask(after_ms=500)
+    story.step(after_ms=430)
+    story.answer(third)
+    assert story.said(3) == []  # its decision came late and was none
+    assert story.pilot.dropped_texts == 6
+
+
+def test_nothing_is_said_unasked_or_after_the_end() -> None:
+    story = Story()
+    story.answer(story.ask(), after_ms=100)
+    assert story.said(1) == []  # the policy has no free text
+    story.declare(**TEXT)
+    story.answer(story.ask(after_ms=500), after_ms=100)
+    story.do(story.pilot.deactivate(story.now_ns))
+    assert story.said(2) == []
+    assert story.pilot.dropped_texts == 2
 
 
 def test_an_engine_that_forgot_is_told_again() -> None:
@@ -454,7 +551,7 @@ def test_the_status_carries_the_engines_progress() -> None:
 
 events = st.sampled_from([
     'step', 'late step', 'scan', 'odom', 'answer', 'old answer', 'wild answer', 'refuse', 'miss',
-    'cancel', 'lose', 'up', 'unsent', 'progress', 'off', 'on',
+    'cancel', 'lose', 'up', 'unsent', 'progress', 'off', 'on', 'partial', 'say',
 ])
 
 
@@ -463,6 +560,7 @@ events = st.sampled_from([
 def test_whatever_happens(script: list[tuple[str, int]]) -> None:
     """One record per tick, commands only in time and only of the space, ids that only grow."""
     story = Story()
+    story.declare(**ANYTIME, **TEXT)
     asks: dict[int, Ask] = {}
     for what, ms in script:
         story.clock.advance_ms(ms)
@@ -477,6 +575,11 @@ def test_whatever_happens(script: list[tuple[str, int]]) -> None:
                 new = []
             case 'answer':
                 new = story.do(story.pilot.receive(decision(last), now_ns)) if last else []
+            case 'partial':
+                half = dataclasses.replace(decision(last), partial=True)
+                new = story.do(story.pilot.receive(half, now_ns))
+            case 'say':
+                new = story.said(last)
             case 'old answer':
                 new = story.do(story.pilot.receive(decision(max(1, last - 1)), now_ns))
             case 'wild answer':
@@ -515,6 +618,11 @@ def test_whatever_happens(script: list[tuple[str, int]]) -> None:
     asked = [r.request for r in story.records if r.request]
     assert sorted(asked) == list(asks)
     assert story.pilot.served == len(story.commands)
+    texts = of(Say, story.done)
+    assert len({text.request for text in texts}) == len(texts)
+    assert {text.request for text in texts} <= {c.request for c in story.commands}
+    assert {r.request for r in story.records if r.partial} >= {
+        c.request for c in story.commands if c.partial}
     assert story.pilot.served + story.pilot.misses == len(story.records)
     assert [c.sequence for c in story.commands] == list(range(1, len(story.commands) + 1))
     space = ActionSpace.of(POLICY)

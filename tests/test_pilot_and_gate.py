@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class Robot:
         self.ros_ns = ROS_NS
         self.paused = False
         self.engine_alive = True
+        self.partial = False
         self.pilot = Pilot(POLICY, Identity('0123456789abcdef', 'here', 'boot', 10, 20))
         self.gate = Gate(POLICY, auto_arm=True, host='here', boot='boot')
         self.newest: dict[str, Received] = {}
@@ -92,7 +94,8 @@ class Robot:
             for due_ns, question in tuple(self.asked):
                 if due_ns <= now_ns:
                     self.asked.remove((due_ns, question))
-                    self.do(self.pilot.receive(decided(question, now_ns), now_ns))
+                    answer = dataclasses.replace(decided(question, now_ns), partial=self.partial)
+                    self.do(self.pilot.receive(answer, now_ns))
         self.do(self.pilot.step(now_ns, self.ros_ns))
         out = self.gate.step(now_ns, Inputs(
             ros_now_ns=self.ros_ns, sensors=dict(self.newest), command=self.command,
@@ -139,6 +142,21 @@ def test_a_pause_of_the_world_is_no_miss_and_no_lost_sensor() -> None:
     assert robot.states[-1] is State.ACTIVE
     assert robot.moving > 0
     assert robot.pilot.served > served
+
+
+def test_partial_answers_drive_where_the_policy_allows_them() -> None:
+    robot = driving()
+    robot.partial = True
+    robot.run(3)
+    assert robot.states[-1] is not State.ACTIVE, 'not anytime: each is a miss'
+    leaves = range(len(robot.pilot.declaration.answers))
+    robot.pilot.declaration = dataclasses.replace(
+        robot.pilot.declaration, actions=tuple(leaves), departures=(0,) * len(leaves))
+    robot.run(12)
+    assert robot.states[-1] is State.ACTIVE
+    assert robot.command is not None
+    assert robot.command.command.partial
+    assert robot.moving > 0
 
 
 def test_an_engine_that_goes_and_comes_back_is_driven_by_again() -> None:

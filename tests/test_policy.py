@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import jsonschema
@@ -16,12 +17,18 @@ from smallm_ros.cli import check
 from smallm_ros.core.errors import PolicyError
 from smallm_ros.core.policy import (
     MAX_FILE_BYTES,
+    MAX_LEAVES,
+    Choice,
+    Grid,
+    choice_text,
     json_schema,
     load_policy,
     parse_policy,
 )
 
-POLICIES = sorted((Path(__file__).parents[1] / 'config' / 'policies').glob('*.yaml'))
+CONFIG = Path(__file__).parents[1] / 'config' / 'policies'
+POLICIES = sorted(CONFIG.glob('*.yaml'))
+OURS = Path(__file__).parent / 'policies'
 
 GOOD = """\
 version: 1
@@ -128,6 +135,38 @@ BROKEN = [
     ('{slow: 0.1, fast: 0.2}', '{slow: 0.1}', '  forward:', "no value for choice 'fast'"),
     ('{slow: 0.1, fast: 0.2}', '{slow: 0.1, fast: .inf}', 'linear_x', 'finite'),
     (', values: {slow: 0.1, fast: 0.2}', '', '  forward:', "choice 'slow' is no number"),
+    ('{slow: 0.1, fast: 0.2}', '{slow: 0.1, fast: 0.2, 1.0: 1, "1": 2}', 'linear_x',
+     'a choice has two values'),
+    ('[slow, fast]', '[slow, fast]\n        optionl: true', 'default: slow',
+     "speed.optionl: unknown key; did you mean 'optional'?"),
+    ('[slow, fast]', '[slow]\n        optional: true', '      speed:',
+     "optional, and its only choice is the default 'slow': it would never be written"),
+    ('[slow, fast]', '[slow, 1.0e-20]', 'choices', '1e-20 takes 22 characters'),
+    ('[slow, fast]', '[1, 1.0, slow]', '      speed:', 'choices repeat themselves: 1, 1, slow'),
+    ('[slow, fast]', '[slow, fast]\n        grid: {from: 1, to: 2, step: 1}', 'choices',
+     'speed.choices: give either choices or grid, not both'),
+    ('        choices: [slow, fast]\n', '', '      speed:', 'give either choices or grid'),
+    ('mission: Drive.', 'mission: 2001-02-30', 'version', 'not YAML: day'),
+    ('  budget_ms: 400', '  budget_ms: 400\n  decide: beast', 'max_observation', "'beast'"),
+    ('  budget_ms: 400', '  budget_ms: 400\n  history: 17', 'max_observation',
+     'decision.history: Input should be less than or equal to 16, not 17'),
+    ('  budget_ms: 400', '  budget_ms: 400\n  anytime: 7', 'max_observation',
+     'decision.anytime'),
+    ('decision:\n', 'decision:\n  history: 16\n  prompt_tokens: 513\n', 'decision:',
+     'decision: history 16 turns of prompt_tokens 513 are up to 8208 tokens, at most 8192'),
+    ('fallback:\n', 'prior: {correction: contentfree}\nfallback:\n', 'fallback:',
+     "'reference', 'content_free' or 'none', not 'contentfree'"),
+    ('fallback:\n', 'free_text:\nfallback:\n', 'fallback:',
+     'free_text: stands without anything; give at least a name, or leave it out'),
+    ('fallback:\n', 'free_text: {}\nfallback:\n', 'fallback:', 'free_text.name: is missing'),
+    ('fallback:\n', 'free_text: {name: reason, lead: " "}\nfallback:\n', 'fallback:',
+     "free_text.lead: must be a word or more, on one line, not ' '"),
+    ('fallback:\n', 'free_text: {name: reason, lead: "a\\nb"}\nfallback:\n', 'fallback:',
+     'free_text.lead: must be a word or more, on one line'),
+    ('fallback:\n', 'free_text: {name: reason, max_tokens: 65}\nfallback:\n', 'fallback:',
+     'free_text.max_tokens: Input should be less than or equal to 64, not 65'),
+    ('fallback:\n', 'free_text: {name: reason, max_characters: 0}\nfallback:\n', 'fallback:',
+     'free_text.max_characters: Input should be greater than or equal to 1, not 0'),
     ('    description: stand still\n', '', '  stop:', 'actions.stop.description: is missing'),
     ('    twist: {}', '    twist: {linear_x: 1}', 'twist: {}',
      "unknown key; did you mean 'linear_x_m_s'?"),
@@ -198,6 +237,99 @@ def test_too_many_answers() -> None:
     assert 'actions: 262145 complete answers, at most 512' in error
 
 
+GRIDS = [
+    ('{from: 0, to: 1, step: 0.3}',
+     'grid: step 0.3 does not reach to 1: from 0 it comes to 0.9 and then beyond'),
+    ('{from: 0, to: 1, step: 2}',
+     'grid: step 2 does not reach to 1: from 0 it comes to 0 and then beyond'),
+    ('{from: 1, to: 1, step: 1}', 'grid: from 1 is not less than to 1'),
+    ('{from: 1, to: 0, step: 0.5}', 'grid: from 1 is not less than to 0'),
+    ('{from: 0, to: 1, step: -0.1}', 'grid.step: Input should be greater than 0, not -0.1'),
+    ('{from: 0, to: 1, step: 0}', 'grid.step: Input should be greater than 0, not 0'),
+    ('{from: 0, to: 1, step: 0.01}', 'grid: 101 values from 0 to 1 in steps of 0.01, at most 64'),
+    ('{from: 0, to: 64, step: 1}', 'grid: 65 values from 0 to 64 in steps of 1, at most 64'),
+    ('{from: 1.0e-30, to: 1, step: 0.1}', 'grid.from: 1e-30 takes 32 characters'),
+    ('{from: 0, to: .nan, step: 0.1}', 'grid.to: Input should be a finite number, not nan'),
+    ('{from: 0, to: 1}', 'grid.step: is missing'),
+    ('{from: 0, to: 1, stop: 0.1}', "grid.stop: unknown key; did you mean 'step'?"),
+    ('{frm: 0, to: 1, step: 0.1}', "grid.frm: unknown key; did you mean 'from'?"),
+    ('{from: 0, to: 1, step: 0.1}',
+     "default '0.25' is not on the grid: 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1"),
+    ('[0, 1]', 'speed.grid: Input should be a valid dictionary'),
+]
+
+
+def with_grid(grid: str, default: str = '0.25') -> str:
+    text = GOOD.replace('choices: [slow, fast]', f'grid: {grid}')
+    text = text.replace('default: slow', f'default: {default}')
+    return text.replace(', values: {slow: 0.1, fast: 0.2}', '')
+
+
+@pytest.mark.parametrize(('grid', 'words'), GRIDS)
+def test_a_grid_that_does_not_hold_together(grid: str, words: str) -> None:
+    found = errors(with_grid(grid))
+    place = ('      speed:', 'choices')[words.startswith(('grid', 'speed.grid'))]
+    assert any(e.startswith(f'p.yaml:{line_of(place)}: ') and words in e for e in found), found
+    assert not any('choices' in e for e in found), found
+
+
+def test_the_largest_grid_is_good() -> None:
+    policy = parse_policy(with_grid('{from: 0.25, to: 16, step: 0.25}').encode(), 'p.yaml')
+    assert policy.leaves == 65
+
+
+@given(st.integers(-10**6, 10**6), st.integers(1, 10**4), st.integers(1, 63), st.integers(0, 6))
+def test_a_grid_is_what_counting_in_decimal_gives(
+    first: int, step: int, steps: int, places: int
+) -> None:
+    unit = Decimal(1).scaleb(-places)
+    numbers = [(first + i * step) * unit for i in range(steps + 1)]
+    grid = Grid.model_validate(
+        {'from': float(numbers[0]), 'to': float(numbers[-1]), 'step': float(step * unit)}
+    )
+    assert [Decimal(choice_text(value)) for value in grid.values] == numbers
+    assert grid.values == tuple(map(float, numbers))
+
+
+@pytest.mark.parametrize(('value', 'text'), [
+    (0.1 + 0.2, '0.30000000000000004'), (0.1, '0.1'), (0.25, '0.25'), (-1.0, '-1'), (-1, '-1'),
+    (100.0, '100'), (1e-7, '0.0000001'), (-0.0, '0'), (0, '0'), (1e20, '100000000000000000000'),
+    (True, 'true'), (False, 'false'), ('fast', 'fast'), (12.50, '12.5'),
+])
+def test_a_choice_has_one_text(value: Choice, text: str) -> None:
+    assert choice_text(value) == text
+
+
+TWICE = """\
+    parameters:
+      speed: {choices: [slow, fast], default: slow, optional: true}
+      turn: {choices: [none, fast], default: none, optional: true}
+"""
+
+
+def test_two_members_of_the_space_with_one_text_are_both_named() -> None:
+    old = GOOD[GOOD.index('    parameters:'):GOOD.index('    twist:\n')]
+    (error,) = errors(GOOD.replace(old, TWICE))
+    assert error == (
+        f"p.yaml:{line_of('  forward:')}: actions.forward: 'forward fast' would be the answer of "
+        'both (speed slow, turn fast) and (speed fast, turn none): other words, or fewer optional '
+        'parameters'
+    )
+
+
+@pytest.mark.parametrize(('answer', 'good'), [
+    ('forward', True), ('forward fast', True), ('forward slow', False), ('forward ', False),
+])
+def test_an_example_leaves_out_an_optional_default(answer: str, good: bool) -> None:
+    text = GOOD.replace('default: slow', 'default: slow\n        optional: true')
+    text += f'examples: [{{observation: x, answer: "{answer}"}}]\n'
+    if good:
+        parse_policy(text.encode(), 'p.yaml')
+    else:
+        (error,) = errors(text)
+        assert 'without the default of an optional one' in error
+
+
 def test_every_mistake_is_told_at_once() -> None:
     text = GOOD.replace('version: 1', 'version: 3').replace('radius_m: 0.2', 'radius_m: -1')
     found = errors(text.replace('[slow, fast]', '[slow, slow]'))
@@ -242,6 +374,26 @@ def test_our_policies(path: Path) -> None:
             assert all(abs(value) <= most for value in values)
 
 
+def test_the_policies_of_the_tests_are_what_they_say() -> None:
+    assert load_policy(OURS / 'wide.yaml').leaves == MAX_LEAVES
+    assert max(len(a.parameters) for a in load_policy(OURS / 'deep.yaml').actions.values()) == 5
+    bench = load_policy(CONFIG / 'bench.yaml')
+    assert [len(a.parameters) for a in bench.actions.values()] == [1] * 8
+    parameters = [p for a in bench.actions.values() for p in a.parameters.values()]
+    assert [len(p.choices) for p in parameters] == [6] * 8
+
+
+@pytest.mark.parametrize('key', ['choices: [1]', 'grid: {from: 1, to: 2, step: 1}'])
+def test_the_schema_wants_choices_or_a_grid(key: str) -> None:
+    validator = jsonschema.Draft202012Validator(json_schema())
+    content = yaml.safe_load(GOOD)
+    speed = content['actions']['forward']['parameters']['speed']
+    speed |= yaml.safe_load(key)
+    assert validator.is_valid(content) == ('grid' not in speed)
+    speed.pop('choices')
+    assert validator.is_valid(content) == ('grid' in speed)
+
+
 def check_command(*words: str) -> int:
     parser = argparse.ArgumentParser()
     check.add_parser(parser.add_subparsers())
@@ -264,12 +416,28 @@ def test_check_tells_the_numbers_that_follow_from_others(
     said = capsys.readouterr().out
     assert 'answers   6: forward slow, forward fast, left gentle' in said
     assert 'time-to-live of a command 1104 ms' in said
+    assert 'choice    the likeliest word by word, bias measured over 24 drawn' in said
+
+
+def test_check_tells_how_an_answer_is_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / 'p.yaml'
+    rules = 'decision:\n  decide: best\n  anytime: true\n  history: 4\n'
+    more = 'prior: {correction: content_free}\nfree_text: {name: reason}\n'
+    path.write_text(GOOD.replace('decision:\n', rules) + more, encoding='utf-8')
+    assert check_command(str(path)) == 0
+    assert (
+        'choice    the likeliest answer, parameters may be the defaults at the deadline, the last '
+        '4 decisions are in the prompt, bias measured over observations without content, then a '
+        'reason of at most 24 tokens'
+    ) in capsys.readouterr().out
 
 
 def test_check_names_every_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / 'p.yaml'
     path.write_text(GOOD.replace('radius_m: 0.2', 'radius: 0.2'), encoding='utf-8')
-    assert check_command(str(path), str(POLICIES[0])) == 3
+    assert check_command(str(path), str(CONFIG / 'explorer.yaml')) == 3
     said = capsys.readouterr()
     assert f"{path}:5: robot.radius: unknown key; did you mean 'radius_m'?" in said.err
     assert 'explorer: good' in said.out

@@ -36,7 +36,8 @@ from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.decision_record import DecisionRecord
 from smallm_ros.core.errors import PolicyError
 from smallm_ros.core.policy import load_policy
-from smallm_ros.record.reader import read_records
+from smallm_ros.core.prompt import declaration
+from smallm_ros.record.reader import read_declarations, read_models, read_records, read_texts
 from smallm_ros.ros import qos
 from smallm_ros.ros.policy_node import PolicyNode
 
@@ -69,8 +70,10 @@ def process(*words: str) -> Iterator[subprocess.Popen[str]]:
             child.communicate()
 
 
-def engine(socket: Path) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
-    script = json.dumps([{'leaf': 1, 'delay_ns': DELAY_MS * MS}])
+def engine(
+    socket: Path, **line: object
+) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    script = json.dumps([{'leaf': 1, 'delay_ns': DELAY_MS * MS, **line}])
     return process(sys.executable, str(ROOT / 'tests' / 'fakes' / 'scripted_engine.py'),
                    str(socket), json.dumps({'retry_ns': [100 * MS]}), '--script', script)
 
@@ -96,6 +99,7 @@ class World:
         self.commands: list[Command] = []
         self.statuses: list[NodeStatus] = []
         self.records: list[DecisionRecord] = []
+        self.texts: list[dict[str, object]] = []
         self.diagnostics: dict[str, tuple[bytes, str]] = {}
         self.sensing = True
         self._scan = self.node.create_publisher(LaserScan, '/scan', 1)
@@ -106,6 +110,7 @@ class World:
             (String, 'status', lambda m: self.statuses.append(parse_frame(NodeStatus, m.data))),
             (String, 'decision', lambda m: self.records.append(
                 DecisionRecord.model_validate_json(m.data))),
+            (String, 'say', lambda m: self.texts.append(json.loads(m.data))),
         ):
             self.node.create_subscription(kind, f'/policy_node/{topic}', keep, qos.COMMAND)
         self.node.create_subscription(DiagnosticArray, '/diagnostics', self._diagnose, 10)
@@ -189,6 +194,32 @@ def test_it_drives_and_says_when_it_ends(world: World, tmp_path: Path) -> None:
     (record_file,) = tmp_path.glob('decisions*.mcap')
     kept = list(read_records(record_file, pytest.fail))
     assert {r.command_sequence for r in kept} >= {c.sequence for c in world.commands}
+
+
+def test_what_the_model_adds_is_said_and_recorded(world: World, tmp_path: Path) -> None:
+    path = tmp_path / 'policy.yaml'
+    path.write_text(
+        WANDERER.read_text(encoding='utf-8').replace('{rate_hz: 2,', '{anytime: true, rate_hz: 2,')
+        + 'free_text: {name: reason}\n', encoding='utf-8')
+    socket = tmp_path / 'engine.sock'
+    line = {'partial': True, 'text': 'the way is "free"', 'delay_ns': 20 * MS}
+    with engine(socket, **line), node(socket, policy=path, record_dir=tmp_path) as policy_node:
+        world.wait(lambda: len(world.texts) >= 2 and len(world.commands) >= 2, 'two texts')
+        assert world.texts[0] == {
+            'request': world.texts[0]['request'], 'text': 'the way is "free"', 'cut': False}
+        assert all(command.partial for command in world.commands)
+        assert world.commands[0].parameters == {'speed': 'slow'}, 'the declared default'
+        policy_node.send_signal(signal.SIGTERM)
+        assert policy_node.wait(10) == 0
+    (record_file,) = tmp_path.glob('decisions*.mcap')
+    texts = read_texts(record_file)
+    assert {text.request for text in texts} >= {text['request'] for text in world.texts}
+    declared = declaration(load_policy(path))
+    assert read_declarations(record_file) == {declared.space: declared}
+    (model,) = read_models(record_file)
+    kept = [r for r in read_records(record_file, pytest.fail) if r.outcome == 'decided']
+    assert {(r.partial, r.space, r.model_sha256) for r in kept} == {
+        (True, declared.space, model.sha256)}
 
 
 def test_an_engine_that_dies_and_comes_back(world: World, tmp_path: Path) -> None:

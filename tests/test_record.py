@@ -14,14 +14,19 @@ from pathlib import Path
 import jsonschema
 import pytest
 from mcap.reader import make_reader
+from mcap.writer import CompressionType, Writer
 
 from smallm_ros.core.clock import SECOND
 from smallm_ros.core.decision_record import DecisionRecord
 from smallm_ros.core.errors import BagError, OperatorError
+from smallm_ros.core.exchange import ModelLimits
+from smallm_ros.core.pilot import Say
 from smallm_ros.record import writer as writer_module
-from smallm_ros.record.reader import read_records
+from smallm_ros.record.reader import read_declarations, read_models, read_records, read_texts
 from smallm_ros.record.writer import RecordWriter
-from tests.fakes.recordings import a_record
+from tests.fakes.recordings import a_declaration, a_record
+
+MODEL = ModelLimits('tiny', 'ab' * 32, 'chatml', 4096, 1000, 1, 0, 20, 1)
 
 
 def some(n: int) -> list[DecisionRecord]:
@@ -29,7 +34,7 @@ def some(n: int) -> list[DecisionRecord]:
 
 
 def write(path: Path, records: list[DecisionRecord]) -> RecordWriter:
-    writer = RecordWriter(path)
+    writer = RecordWriter(path, None)
     for record in records:
         assert writer.put_nowait(record)
     writer.close()
@@ -50,23 +55,82 @@ def test_what_was_put_is_read_in_order(tmp_path: Path) -> None:
 
 def test_other_readers_find_the_messages_and_their_schema(tmp_path: Path) -> None:
     path = tmp_path / 'decisions.mcap'
-    write(path, some(3))
+    whole(path)
     with path.open('rb') as file:
         found = list(make_reader(file).iter_messages())
-    assert len(found) == 3
     for schema, channel, message in found:
         assert schema is not None
         assert schema.encoding == 'jsonschema'
-        assert (channel.topic, channel.message_encoding) == ('/decision', 'json')
+        assert channel.message_encoding == 'json'
         content = json.loads(message.data)
         jsonschema.validate(content, json.loads(schema.data))
+    assert [channel.topic for _, channel, _ in found] == [
+        '/declaration', '/model', '/decision', '/say', '/decision']
+    times = [message.log_time for _, _, message in found]
+    assert times == sorted(times)
+    assert times[0] == a_record().ros_now_ns  # nothing lies in 1970
+
+
+def whole(path: Path) -> RecordWriter:
+    """Write a recording with one entry of each kind."""
+    writer = RecordWriter(path, a_declaration())
+    first, second = some(2)
+    for entry in (MODEL, first, Say(1, 'the way is \u202e free', False), second):
+        assert writer.put_nowait(entry)
+    writer.close()
+    return writer
+
+
+def test_a_recording_holds_all_that_deciding_again_needs(tmp_path: Path) -> None:
+    path = tmp_path / 'decisions.mcap'
+    writer = whole(path)
+    assert (writer.written, writer.dropped) == (2, 0)
+    assert read_declarations(path) == {'small-1': a_declaration()}
+    assert read_models(path) == [MODEL]
+    assert read_texts(path) == [Say(1, 'the way is \u202e free', False)]
+    assert read(path) == (some(2), [])
+    record = read(path)[0][0]
+    assert (record.space, record.ids) == ('small-1', (11, 12, 13))
+    assert record.decision is not None
+    assert record.decision.tokens.reused == 150
+
+
+def test_the_declaration_is_written_once_and_none_without_a_record(tmp_path: Path) -> None:
+    writer = RecordWriter(tmp_path / 'a.mcap', a_declaration())
+    for record in some(3):
+        writer.put_nowait(record)
+    writer.close()
+    with (tmp_path / 'a.mcap').open('rb') as file:
+        topics = [channel.topic for _, channel, _ in make_reader(file).iter_messages()]
+    assert topics == ['/declaration', *['/decision'] * 3]
+    RecordWriter(tmp_path / 'b.mcap', a_declaration()).close()
+    assert read_declarations(tmp_path / 'b.mcap') == {}
+
+
+@pytest.mark.parametrize('version', [1, 3])
+def test_a_recording_of_another_version_is_one_line(tmp_path: Path, version: int) -> None:
+    path = tmp_path / 'old.mcap'
+    with path.open('wb') as file:  # as the release that wrote this version did
+        mcap = Writer(file, compression=CompressionType.NONE, use_chunking=False)
+        mcap.start(profile='', library='smallm_ros')
+        channel = mcap.register_channel(
+            '/decision', 'json', mcap.register_schema('x', 'jsonschema', b'{}'))
+        mcap.add_metadata('smallm_ros', {'record_version': str(version)})
+        mcap.add_message(channel, 0, b'{"version":1,"policy":"small"}', 0)
+        mcap.finish()
+    for reader in (read, read_declarations, read_texts):
+        with pytest.raises(BagError) as caught:
+            reader(path)
+        assert str(caught.value) == (
+            f'{path}: a recording of version {version}, this smallm reads version 2: use the '
+            'release that recorded it')
 
 
 def test_a_recording_is_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / 'decisions.mcap'
     write(path, some(1))
     with pytest.raises(OperatorError, match='File exists'):
-        RecordWriter(path)
+        RecordWriter(path, None)
 
 
 def test_the_folder_is_made(tmp_path: Path) -> None:
@@ -77,14 +141,14 @@ def test_the_folder_is_made(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / 'file').touch()
     with pytest.raises(OperatorError, match=r'file/x.mcap: cannot record decisions: '):
-        RecordWriter(tmp_path / 'file' / 'x.mcap')
+        RecordWriter(tmp_path / 'file' / 'x.mcap', None)
 
 
 def test_every_truncation_reads_as_far_as_it_goes(tmp_path: Path) -> None:
-    whole = tmp_path / 'whole.mcap'
+    complete = tmp_path / 'whole.mcap'
     records = some(4)
-    write(whole, records)
-    data = whole.read_bytes()
+    write(complete, records)
+    data = complete.read_bytes()
     cut = tmp_path / 'cut.mcap'
     counts = set()
     for length in range(8, len(data) - 8, 97):
@@ -102,7 +166,7 @@ def test_damage_in_the_middle_keeps_what_came_before(tmp_path: Path) -> None:
     records = some(4)
     write(path, records)
     data = bytearray(path.read_bytes())
-    place = data.rindex(b'"version":1,"policy"')
+    place = data.rindex(b'"version":2,"policy"')
     data[place:place + 4] = b'\xff\xff\xff\xff'
     path.write_bytes(data)
     found, said = read(path)
@@ -131,7 +195,7 @@ def test_a_kill_leaves_a_readable_file(tmp_path: Path) -> None:
         'from pathlib import Path\n'
         'from tests.fakes.recordings import a_record\n'
         'from smallm_ros.record.writer import RecordWriter\n'
-        f'writer = RecordWriter(Path({str(path)!r}))\n'
+        f'writer = RecordWriter(Path({str(path)!r}), None)\n'
         'for k in range(5):\n'
         '    writer.put_nowait(a_record(command=k + 1))\n'
         'while writer.written < 5:\n'
@@ -155,7 +219,7 @@ def test_a_kill_leaves_a_readable_file(tmp_path: Path) -> None:
 
 def test_a_full_disk_drops_whole_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / 'decisions.mcap'
-    writer = RecordWriter(path)
+    writer = RecordWriter(path, a_declaration())
     real, calls = os.write, [0]
 
     def full(fd: int, data: bytes) -> int:
@@ -175,13 +239,36 @@ def test_a_full_disk_drops_whole_records(tmp_path: Path, monkeypatch: pytest.Mon
     assert (writer.written, writer.dropped) == (4, 1)
     assert writer.fault == 'No space left on device'
     assert read(path) == (records[:2] + records[3:], [])
+    assert read_declarations(path) == {'small-1': a_declaration()}
+
+
+def test_a_disk_that_is_full_at_first_gets_the_declaration_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / 'decisions.mcap'
+    writer = RecordWriter(path, a_declaration())
+    real, calls = os.write, [0]
+
+    def full_once(fd: int, data: bytes) -> int:
+        calls[0] += 1
+        if calls[0] == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, data)
+
+    monkeypatch.setattr(writer_module.os, 'write', full_once)
+    for record in some(3):
+        writer.put_nowait(record)
+    writer.close()
+    assert (writer.written, writer.dropped) == (2, 1)
+    assert read_declarations(path) == {'small-1': a_declaration()}
+    assert read(path)[0] == some(3)[1:]
 
 
 def test_a_full_queue_drops_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held, began = threading.Event(), threading.Event()
     real = os.write
     path = tmp_path / 'decisions.mcap'
-    writer = RecordWriter(path, queue_limit=2)
+    writer = RecordWriter(path, None, queue_limit=2)
 
     def stuck(fd: int, data: bytes) -> int:
         began.set()

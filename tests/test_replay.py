@@ -18,11 +18,13 @@ import pytest
 from smallm_ros.core.clock import MS, SECOND, ManualClock
 from smallm_ros.core.decision_record import DecisionRecord, summarise
 from smallm_ros.core.errors import ModelFileError, OperatorError, PolicyError
-from smallm_ros.core.exchange import DeclarationRejected
-from smallm_ros.core.pilot import Identity
+from smallm_ros.core.exchange import DeclarationRejected, ModelLimits
+from smallm_ros.core.pilot import Identity, Say
 from smallm_ros.core.policy import Policy, load_policy
+from smallm_ros.core.prompt import declaration
 from smallm_ros.engine.scripted import Act, Line
-from smallm_ros.record.reader import read_records
+from smallm_ros.record.reader import read_declarations, read_models, read_records
+from smallm_ros.record.writer import Entry
 from smallm_ros.replay.bag import Bag
 from smallm_ros.replay.report import fallbacks, spans
 from smallm_ros.replay.runner import Replayed, replay
@@ -40,8 +42,12 @@ class Story:
 
     result: Replayed
     engine: VirtualEngine
-    recorded: list[DecisionRecord] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+
+    @property
+    def recorded(self) -> list[DecisionRecord]:
+        return [entry for entry in self.entries if isinstance(entry, DecisionRecord)]
 
 
 def tell(
@@ -52,15 +58,15 @@ def tell(
     clock = ManualClock()
     engine = VirtualEngine(clock, script, loading_s=loading_s, away=away)
     chosen = policy or small_policy()
-    recorded: list[DecisionRecord] = []
+    entries: list[Entry] = []
     said: list[str] = []
     with Bag(path, chosen) as bag:
         result = replay(
-            bag, chosen, engine, VirtualPace(clock, engine), IDENTITY, record=recorded.append,
+            bag, chosen, engine, VirtualPace(clock, engine), IDENTITY, record=entries.append,
             say=said.append, check_engine=lambda: None, limit_ns=limit_ns,
         )
     engine.close()
-    return Story(result, engine, recorded, said)
+    return Story(result, engine, entries, said)
 
 
 @pytest.fixture(scope='module')
@@ -160,6 +166,24 @@ def test_nonsense_is_data(bag: Path) -> None:
     assert found.ticks == 20
 
 
+def test_partial_answers_and_texts_are_replayed_too(bag: Path) -> None:
+    policy = policy_with(
+        'decision: {', 'free_text: {name: reason}\ndecision: {anytime: true, ')
+    quick = Line(leaf=1, delay_ns=60 * MS, text='it is free')
+    story = tell(bag, [quick, Line(leaf=1, delay_ns=60 * MS, partial=True)], policy=policy)
+    found = summarise(story.recorded)
+    assert (found.served, found.partial) == (20, 10)
+    assert [record.partial for record in story.recorded[:4]] == [False, True, False, True]
+    assert {record.space for record in story.recorded} == {declaration(policy).space}
+    assert isinstance(story.entries[0], ModelLimits)
+    texts = [entry for entry in story.entries if isinstance(entry, Say)]
+    assert texts[:2] == [Say(1, 'it is free', False), Say(2, '', False)]
+    assert [text.request for text in texts] == list(range(1, 21))
+    # each text stands behind its decision
+    assert [type(entry).__name__ for entry in story.entries[1:5]] == [
+        'DecisionRecord', 'Say', 'DecisionRecord', 'Say']
+
+
 def test_the_first_seconds_only(bag: Path) -> None:
     story = tell(bag, limit_ns=3 * SECOND)
     assert story.result.end_ns - story.result.begin_ns == 3 * SECOND
@@ -233,6 +257,11 @@ def test_the_command_on_a_running_engine(tmp_path: Path, policy_file: Path) -> N
     for words in ('p50', 'p99', 'budget 300 ms', 'ticks served', 'fallbacks', 'age scan'):
         assert words in done.stdout
     records = list(read_records(tmp_path / 'out' / 'decisions.mcap', lambda line: None))
+    named = read_declarations(tmp_path / 'out' / 'decisions.mcap')
+    assert named == {(told := declaration(small_policy())).space: told}
+    assert {record.space for record in records if record.request} == set(named)
+    (model,) = read_models(tmp_path / 'out' / 'decisions.mcap')
+    assert model.name == 'scripted'
     content = json.loads((tmp_path / 'out' / 'report.json').read_text())
     assert content['kind'] == 'replay'
     assert content['decisions']['ticks'] == len(records) > 0

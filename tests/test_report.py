@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import re
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 
-from smallm_ros.core.action import Applied
+from smallm_ros.core.action import Applied, ChoicePoint
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.decision_record import DecisionRecord
 from smallm_ros.core.errors import OperatorError
@@ -99,6 +100,39 @@ def records_with(**changed: Any) -> list[DecisionRecord]:
     return [a_record(START_NS).model_copy(update=changed)]
 
 
+def deep(levels: int, passes: int) -> DecisionRecord:
+    """Return a record of a decision with so many choices on its way."""
+    record = a_record(START_NS, passes=passes)
+    assert record.decision is not None
+    point = ChoicePoint('', (('a', 0.9), ('b', 0.1)))
+    decision = dataclasses.replace(record.decision, choices=(point,) * levels)
+    return record.model_copy(update={'decision': decision})
+
+
+def test_a_deep_tree_may_take_a_pass_for_each_level() -> None:
+    found = promise(a_run(records=[deep(4, passes=4), a_record(START_NS)]), 'forward passes')
+    assert (found.ok, found.limit, found.worst) == (True, 4, 4)
+
+
+def test_partial_answers_plans_guesses_and_margins_are_told_everywhere() -> None:
+    records = [
+        a_record(START_NS, plan='1+1<b>', guess=(4, 3), margin=0.5),
+        a_record(START_NS + SECOND, plan='2', partial=True, margin=0.02, command=2),
+    ]
+    run = a_run(records=records)
+    content = json.loads(json.dumps(document(run), allow_nan=False))['decisions']
+    assert content['partial'] == 1
+    assert content['plans'] == {'1+1<b>': 1, '2': 1}
+    assert (content['guessed_tokens'], content['accepted_tokens']) == (4, 3)
+    assert (content['margin']['n'], content['margin_least']) == (2, 0.02)
+    for text in (table(run), html.unescape(page(run))):
+        for words in ('1 of 2 decisions', '1 x 1+1<b>, 1 x 2', '3 of 4 guessed tokens were right',
+                      'p50 0.02, least 0.02 of probability'):
+            assert words in text
+    assert '1+1<b>' not in page(run)
+    assert 'forward, 100 ms, partial' in page(run)
+
+
 @pytest.mark.parametrize(('name', 'more'), [
     ('gap', {'command_times_ns': [START_NS + k * 50 * MS for k in range(80) if k not in (5, 6)]}),
     ('gap', {'command_times_ns': [START_NS + k * 50 * MS for k in range(40)]}),
@@ -110,6 +144,7 @@ def records_with(**changed: Any) -> list[DecisionRecord]:
     ('velocity', {'applied': [frame(0, linear_x_m_s=-0.01)]}),
     ('velocity', {'applied': [frame(0, angular_z_rad_s=-1.1)]}),
     ('forward passes', {'records': [a_record(START_NS, passes=3)]}),
+    ('forward passes', {'records': [deep(3, passes=4)]}),
     ('collisions', {'collisions': 2}),
     ('reaction', {'promises': [Promise('reaction', 'ms', 500, 700, 1, 1)]}),
 ])

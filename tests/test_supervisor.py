@@ -311,10 +311,11 @@ def test_the_command_line_reaches_the_worker_as_it_was_given() -> None:
     parser = argparse.ArgumentParser()
     add_load_options(parser)
     given = ['--model', 'm.gguf', '--context', '512', '--n-gpu-layers', '0', '--use-mlock',
-             '--kv-type', 'q8_0', '--threads', '3']
+             '--kv-type', 'q8_0', '--threads', '3', '--check-ms', '20']
     request = load_request(parser.parse_args(given))
     assert (request.model, request.context_tokens, request.n_gpu_layers) == ('m.gguf', 512, 0)
     assert (request.use_mlock, request.kv_type, request.threads) == (True, 'q8_0', 3)
+    assert (request.check_ms, load_request(parser.parse_args([])).check_ms) == (20, 50)
     for words in (given, []):
         request = load_request(parser.parse_args(words))
         assert load_request(parser.parse_args(request.words())) == request
@@ -322,6 +323,7 @@ def test_the_command_line_reaches_the_worker_as_it_was_given() -> None:
 
 @pytest.mark.parametrize('words', [
     ['--threads', '0'], ['--n-gpu-layers', '-2'], ['--context', '1'], ['--kv-type', 'f64'],
+    ['--check-ms', '0'],
 ])
 def test_a_wrong_word_ends_the_engine_at_once(
     words: list[str], capsys: pytest.CaptureFixture[str]

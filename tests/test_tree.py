@@ -33,7 +33,7 @@ def test_each_path_is_one_whole_answer(answers: list[tuple[int, ...]]) -> None:
 @given(ANSWERS)
 def test_what_is_open_decides_everything_and_nothing_more(answers: list[tuple[int, ...]]) -> None:
     tree = Tree.of(answers, END)
-    nodes = set(tree.open_nodes(ROOT))
+    nodes = set(tree.reach(ROOT, tree.levels))
     choices = {i for i, n in enumerate(tree.nodes) if n.is_choice}
     assert choices <= nodes
     for node in nodes:
@@ -52,7 +52,7 @@ def test_an_answer_that_is_the_prefix_of_another_is_a_choice_of_the_end() -> Non
 def test_forced_runs_stop_at_the_choice() -> None:
     tree = Tree.of([(1, 2, 3), (1, 2, 4)], END)
     assert [tree.nodes[n].token for n in tree.forced_run(ROOT)] == [1, 2]
-    assert tree.open_path(ROOT) == (ROOT, *tree.forced_run(ROOT))
+    assert tree.reach(ROOT, 1) == (ROOT, *tree.forced_run(ROOT))
     assert tree.choices == 1
 
 

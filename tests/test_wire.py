@@ -93,7 +93,7 @@ def test_events_arrive(item: Event) -> None:
 
 def test_every_kind_of_the_exchange_has_a_way() -> None:
     there = set(REQUESTS.kinds) | set(EVENTS.kinds)
-    local = {'Segment', 'EngineLost', 'Decision'}
+    local = {'Segment', 'EngineLost', 'Decision', 'FreeText'}
     values = {name for name, kind in vars(ex).items() if hasattr(kind, '__dataclass_fields__')}
     assert values - local == there - {'Hello'}
 
@@ -136,7 +136,7 @@ def test_a_truncated_frame_is_named_at_the_end(item: Request, at: int) -> None:
 
 @pytest.mark.parametrize(('data', 'what'), [
     (b'GET / HTTP/1.1\r\n', "b'GET' where a frame begins"),
-    (frame(b'', version=2), 'frame version 2, this side speaks 1'),
+    (frame(b'', version=1), 'frame version 1, this side speaks 2'),
     (frame(b'', length=1 << 30), 'a frame of 1073741824 bytes, at most 1048576'),
     (frame(b'\xc1'), 'not msgpack'),
     (frame(b''), 'not msgpack'),
@@ -169,7 +169,9 @@ def test_what_is_wrong_is_said(data: bytes, what: str) -> None:
 def test_a_pair_has_two(size: int | None) -> None:
     example: Any = 'text' if size is None else ['a'] * size
     fields = {'space': 's', 'system': '', 'examples': [example], 'answers': [],
-              'max_prompt_tokens': 1, 'references': []}
+              'max_prompt_tokens': 1, 'references': [], 'correction': 'none',
+              'decide': 'greedy', 'actions': [], 'departures': [], 'history': 0,
+              'text': {'lead': '', 'max_tokens': 0, 'max_characters': 0}}
     with pytest.raises(FrameError, match=r'Declaration\.examples\[0\]'):
         FrameReader(REQUESTS).feed(packed('Declaration', fields))
 

@@ -58,11 +58,29 @@ def account(policy: Policy, name: str) -> str:
         f'  decision  {decision.rate_hz:g} Hz, budget {decision.budget_ms:g} ms, time-to-live of '
         f'a command {policy.ttl_ns / MS:.0f} ms, observation at most '
         f'{decision.max_observation_age_ms:g} ms old',
+        f'  choice    {_choosing(policy)}',
         f'  control   {control.rate_hz:g} Hz, reaction to a fault within '
         f'{control.reaction_time_ms:g} ms',
         f'  fallback  {", then ".join(policy.fallback.ladder)}',
     ]
     return '\n'.join(lines)
+
+
+def _choosing(policy: Policy) -> str:
+    decision, prior, text = policy.decision, policy.prior, policy.free_text
+    parts = ['the likeliest answer' if decision.decide == 'best' else 'the likeliest word by word']
+    if decision.anytime:
+        parts.append('parameters may be the defaults at the deadline')
+    if decision.history:
+        parts.append(f'the last {decision.history} decisions are in the prompt')
+    parts.append({
+        'reference': f'bias measured over {prior.references} drawn observations',
+        'content_free': 'bias measured over observations without content',
+        'none': 'bias left as it is',
+    }[prior.correction])
+    if text:
+        parts.append(f'then a {text.name} of at most {text.max_tokens} tokens')
+    return ', '.join(parts)
 
 
 def _listed(answers: tuple[str, ...], most: int = 12) -> str:

@@ -24,6 +24,7 @@ from smallm_ros.core.clock import SECOND
 from smallm_ros.core.errors import PackageMissingError
 from smallm_ros.core.pilot import Identity
 from smallm_ros.core.policy import load_policy
+from smallm_ros.core.prompt import declaration
 from smallm_ros.engine.options import LoadRequest, add_load_options, load_request
 
 PROMISE_BROKEN = 1
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         for warning in bag.warnings:
             print(f'{args.bag}: {warning}')
         make_folder(out)
-        writer = RecordWriter(out / 'decisions.mcap')
+        writer = RecordWriter(out / 'decisions.mcap', declaration(policy))
         stack.callback(writer.close)
         progress = _Progress()
         stack.callback(progress.end)

@@ -3,14 +3,13 @@
     Action (a member of the space) -> Decision (with confidence, timings) -> Command (with a TTL)
 
 The answer's text is the action's name and its choices in declared order, `forward fast`: few
-tokens, nothing to escape, and every member of the space has exactly one. A `Command` crosses a
-process border as JSON of at most 4 KiB and is parsed strictly: closed keys, finite numbers, no
-key twice.
+tokens, nothing to escape, and every member of the space has exactly one: an optional parameter
+that has its default is left out, and only then. A `Command` crosses a process border as JSON of at
+most 4 KiB and is parsed strictly: closed keys, finite numbers, no key twice.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,14 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from smallm_ros.core.errors import CommandError
-from smallm_ros.core.policy import ByParameter, Policy, Term, choice_text
+from smallm_ros.core.policy import (
+    ActionDeclaration,
+    ByParameter,
+    Choice,
+    Policy,
+    Term,
+    choice_text,
+)
 
 MAX_JSON_BYTES = 4096
 
@@ -44,11 +50,13 @@ class Action:
     parameters: tuple[tuple[str, str], ...]
     """(parameter, choice as text), in the order of the policy file."""
     velocity: Velocity
+    answer: str
+    """The complete answer text that stands for this action, and no other."""
+    departure: int
+    """How far its parameters are from the declared defaults; 0 is all default.
 
-    @property
-    def answer(self) -> str:
-        """The complete answer text that stands for this action, and no other."""
-        return ' '.join((self.name, *(choice for _, choice in self.parameters)))
+    Each that is not its default counts, the first of k parameters 2**(k - 1), the last 1: where
+    two cannot both have their default, the earlier one has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +68,19 @@ class ActionSpace:
     @classmethod
     def of(cls, policy: Policy) -> ActionSpace:
         """Expand the policy's declarations into the complete list of leaves."""
-        leaves = []
-        for name, declared in policy.actions.items():
-            names = tuple(declared.parameters)
-            for choices in itertools.product(*(p.choices for p in declared.parameters.values())):
-                chosen = dict(zip(names, choices, strict=True))
-                leaves.append(Action(
-                    name=name,
-                    parameters=tuple((k, choice_text(v)) for k, v in chosen.items()),
-                    velocity=Velocity(
-                        _value(declared.twist.linear_x_m_s, chosen),
-                        _value(declared.twist.angular_z_rad_s, chosen),
-                    ),
-                ))
-        return cls(tuple(leaves))
+        return cls(tuple(
+            Action(
+                name=name,
+                parameters=tuple((key, choice_text(choice)) for key, choice in chosen.items()),
+                velocity=Velocity(
+                    _value(declared.twist.linear_x_m_s, chosen),
+                    _value(declared.twist.angular_z_rad_s, chosen),
+                ),
+                answer=declared.answer(name, chosen),
+                departure=_departure(declared, chosen),
+            )
+            for name, declared in policy.actions.items() for chosen in declared.members()
+        ))
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -88,10 +95,16 @@ class ActionSpace:
         return None
 
 
-def _value(term: Term, chosen: Mapping[str, object]) -> float:
+def _departure(declared: ActionDeclaration, chosen: Mapping[str, Choice]) -> int:
+    weight = 0
+    for key, choice in chosen.items():
+        weight = 2 * weight + (not declared.parameters[key].is_default(choice))
+    return weight
+
+
+def _value(term: Term, chosen: Mapping[str, Choice]) -> float:
     if isinstance(term, ByParameter):
         choice = chosen[term.by]
-        assert isinstance(choice, (str, bool, int, float))
         if term.values is None:
             return float(choice)
         return term.values[choice_text(choice)]
@@ -199,9 +212,9 @@ class Command(_Frame):
     valid_until_ns: Steady
     confidence: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     partial: bool
-    """Whether the parameters are the declared defaults because the deadline came first.
+    """Whether the deadline came before all parameters were chosen, and those have their defaults.
 
-    The engine does not send such answers yet: a decision is whole, or a miss.
+    Only of a policy with `anytime`; of any other a decision is whole, or a miss.
     """
     host: Annotated[str, Field(max_length=64)]
     boot: Annotated[str, Field(max_length=64)]

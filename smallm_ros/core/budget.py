@@ -12,7 +12,8 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
-from statistics import median
+
+import numpy as np
 
 WINDOW = 64
 """Batches whose cost is remembered: with two passes at 3 Hz, the last ten seconds."""
@@ -31,31 +32,51 @@ class CostModel:
         if len(points) < 2 or any(a[0] >= b[0] for a, b in pairwise(points)):
             raise ValueError(f'cost model: at least two points of ascending size, not {points}')
         self.points = tuple(points)
+        self._sizes = [size for size, _ in self.points]
         self._recent: deque[tuple[int, int]] = deque(maxlen=WINDOW)
         """(idle cost, real cost) of the last batches."""
+        self._now: tuple[float, float] | None = None
+        """Factor and wait of `_recent`, until it changes: they are asked for many times a plan."""
 
     def idle_ns(self, tokens: int) -> int:
         """Return the cost measured at start: linear between the points and beyond the last."""
-        sizes = [size for size, _ in self.points]
-        right = min(max(bisect_left(sizes, tokens), 1), len(self.points) - 1)
+        right = min(max(bisect_left(self._sizes, tokens), 1), len(self.points) - 1)
         (n0, t0), (n1, t1) = self.points[right - 1], self.points[right]
         return max(1, round(t0 + (t1 - t0) * (tokens - n0) / (n1 - n0)))
 
     def median_ns(self, tokens: int) -> int:
         """Return the expected cost now."""
-        return round(self.idle_ns(tokens) * self._factor())
+        return round(self.idle_ns(tokens) * self._weather()[0])
 
     def bound_ns(self, *batches: int) -> int:
         """Return the cost that admits a plan of batches of these sizes, one after the other."""
-        factor = self._factor()
+        factor, wait_ns = self._weather()
         if len(self._recent) < TRUSTED:
             factor = max(1.0, factor)
-        expected = sum(self.idle_ns(tokens) for tokens in batches) * factor
-        return round((expected + self._wait_ns(factor)) * SPREAD)
+        expected = sum(self.idle_ns(tokens) for tokens in batches if tokens) * factor
+        return round((expected + wait_ns) * SPREAD)
+
+    def largest(self, limit_ns: int) -> int:
+        """Return the most tokens whose expected cost is within `limit_ns`; at least 1."""
+        low, high = 1, self._sizes[-1]
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.median_ns(middle) <= limit_ns else (low, middle - 1)
+        return low
 
     def measured(self, tokens: int, took_ns: int) -> None:
         """Take in what a batch of `tokens` really cost."""
         self._recent.append((self.idle_ns(tokens), took_ns))
+        self._now = None
+
+    def at_least(self, tokens: int, took_ns: int) -> None:
+        """Take in that a batch was not done after `took_ns`: it was ended before its time.
+
+        Only news when that is more than it was expected to take. Without it a machine that became
+        slow would be believed for ever, because every batch that shows it is aborted.
+        """
+        if took_ns > self.median_ns(tokens):
+            self.measured(tokens, took_ns)
 
     def relax(self) -> None:
         """Forget the oldest quarter of the measurements, after a refusal.
@@ -65,13 +86,19 @@ class CostModel:
         """
         for _ in range((len(self._recent) + 3) // 4):
             self._recent.popleft()
+        self._now = None
 
-    def _factor(self) -> float:
-        return median(took / idle for idle, took in self._recent) if self._recent else 1.0
-
-    def _wait_ns(self, factor: float) -> float:
-        waits = sorted(took - idle * factor for idle, took in self._recent)
-        return max(0.0, waits[math.ceil(QUANTILE * len(waits)) - 1]) if waits else 0.0
+    def _weather(self) -> tuple[float, float]:
+        """Return how many times slower than at the start it is now, and the wait in ns."""
+        if self._now is None:
+            self._now = 1.0, 0.0
+            if self._recent:
+                idle, took = np.array(self._recent, np.float64).T
+                ratios = np.sort(took / idle)
+                factor = float(ratios[(ratios.size - 1) // 2] + ratios[ratios.size // 2]) / 2
+                waits = np.sort(took - idle * factor)
+                self._now = factor, max(0.0, float(waits[math.ceil(QUANTILE * waits.size) - 1]))
+        return self._now
 
 
 def fits(now_ns: int, deadline_ns: int, cost_ns: int) -> bool:

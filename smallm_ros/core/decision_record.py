@@ -142,13 +142,24 @@ class Statistics:
     """Arrival of the newest required reading to the known outcome, of decided ticks."""
     late: int
     """Decided ticks whose outcome was known after their deadline: a broken promise."""
+    partial: int
+    """Decided ticks whose parameters were the declared defaults because the time ended."""
     passes: Mapping[int, int]
     """Number of decided ticks by forward passes."""
+    plans: Mapping[str, int]
+    """Number of decided ticks by how their passes were laid out, most frequent first."""
+    guessed_tokens: int
+    """Tokens of previous answers that rode along as a guess, of decided and unsure ticks."""
+    accepted_tokens: int
+    """Of those, tokens on the path that was then chosen."""
     prompt_tokens: Percentiles | None
     evaluated_tokens: Percentiles | None
     reused_tokens: Percentiles | None
     confidence: Percentiles | None
     """Of decided and unsure ticks; mind that here low is bad."""
+    margin: Percentiles | None
+    """Of decided and unsure ticks: lead over the likeliest other answer; here too low is bad."""
+    margin_least: float | None
     ages_ms: Mapping[str, Percentiles]
     """Age of each sensor's reading over all ticks that had one."""
     causes: tuple[CauseCount, ...]
@@ -184,6 +195,7 @@ def summarise(records: Iterable[DecisionRecord]) -> Statistics:
     """Count and rank many records."""
     ticks = 0
     late = 0
+    partial = 0
     trimmed = 0
     outcomes: Counter[Outcome] = Counter()
     causes: Counter[tuple[Outcome, str]] = Counter()
@@ -191,6 +203,7 @@ def summarise(records: Iterable[DecisionRecord]) -> Statistics:
     answers: list[Decision] = []
     ages_ms: dict[str, list[float]] = {}
     passes: Counter[int] = Counter()
+    plans: Counter[str] = Counter()
     for record in records:
         ticks += 1
         outcomes[record.outcome] += 1
@@ -202,8 +215,11 @@ def summarise(records: Iterable[DecisionRecord]) -> Statistics:
         if record.outcome == 'decided':
             latencies_ms.append(record.latency_ns / MS)
             late += record.ended_ns > record.deadline_ns
+            partial += record.partial
             if record.decision is not None:
                 passes[record.decision.tokens.passes] += 1
+                if record.decision.plan:
+                    plans[record.decision.plan] += 1
         else:
             causes[(record.outcome, _NUMBER.sub('#', record.why))] += 1
     return Statistics(
@@ -211,11 +227,17 @@ def summarise(records: Iterable[DecisionRecord]) -> Statistics:
         outcomes={outcome: outcomes[outcome] for outcome in OUTCOMES},
         latency_ms=Percentiles.of(latencies_ms),
         late=late,
+        partial=partial,
         passes=dict(sorted(passes.items())),
+        plans=dict(sorted(plans.items(), key=lambda item: (-item[1], item[0]))),
+        guessed_tokens=sum(a.tokens.guessed for a in answers),
+        accepted_tokens=sum(a.tokens.accepted for a in answers),
         prompt_tokens=Percentiles.of(a.tokens.prompt for a in answers),
         evaluated_tokens=Percentiles.of(a.tokens.evaluated for a in answers),
         reused_tokens=Percentiles.of(a.tokens.reused for a in answers),
         confidence=Percentiles.of(a.confidence for a in answers),
+        margin=Percentiles.of(a.margin for a in answers),
+        margin_least=min((a.margin for a in answers), default=None),
         ages_ms={
             sensor: found for sensor, values in ages_ms.items()
             if (found := Percentiles.of(values)) is not None

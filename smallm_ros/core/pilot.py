@@ -4,8 +4,10 @@ Readings and engine events are handed in, `step` is called each control period, 
 back things to do. There is at most one open question, and never a queue: a tick that finds one
 open takes it back, because the newest observation wins. Its deadline is absolute and starts at
 the steady arrival of the newest required reading, so that a slow summary or a late step cannot
-stretch it. Answers count by request id; what comes for another id is discarded and counted. Every
-tick ends in exactly one `DecisionRecord`, and only the outcome `decided` becomes a `Command`.
+stretch it. Answers count by request id; what comes for another id is discarded and counted, and so
+is a text that does not belong to the newest decision. An answer that its declaration does not
+allow is a miss. Every tick ends in exactly one `DecisionRecord`, and only the outcome `decided`
+becomes a `Command`.
 
 Ticks lie on an absolute grid from activation. A step that comes late makes one tick and skips the
 others. A tick without a required reading newer than the last question's is idle: the answer could
@@ -14,7 +16,6 @@ only be the one that is known, and a paused world is no fault of the engine's.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,7 @@ from smallm_ros.core.exchange import (
     Question,
     Refused,
     RefusedWhy,
+    Said,
     Segment,
 )
 from smallm_ros.core.observation import Observation, Reading, Received, StampFault
@@ -46,6 +48,8 @@ from smallm_ros.core.summary import observe
 
 MAX_OUTCOME = 64
 """Length of `NodeStatus.last_outcome`."""
+ROUNDING = 1e-9
+"""By how much a difference of two sums of probabilities may be beyond 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,17 @@ class Record:
     record: DecisionRecord
 
 
-Do = Ask | Withdraw | Declare | Send | Tell | Record
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Publish the text that the model added to its newest decision; nothing acts on it."""
+
+    request: int
+    text: str
+    cut: bool
+    """Whether it was cut short."""
+
+
+Do = Ask | Withdraw | Declare | Send | Tell | Record | Say
 
 Engine = Literal['absent', 'loading', 'ready', 'failed']
 
@@ -126,6 +140,8 @@ class Pilot:
         self.declaration = prompt.declaration(policy)
         self.late_answers = 0
         """Decisions that came for a question that was no longer open."""
+        self.dropped_texts = 0
+        """Texts that came for another than the newest decision, or that were not asked for."""
         self.skipped_ticks = 0
         """Grid points that passed without a step, so without a tick."""
         self.engine: Engine = 'absent'
@@ -143,6 +159,8 @@ class Pilot:
         self._next_tick_ns: int | None = None
         self._open: _Tick | None = None
         self._asked_arrival_ns = -1
+        self._text_due = 0
+        """The newest decided request while its text has not come; 0 when none is due."""
         self._requests = 0
         self._commands = 0
         self._statuses = 0
@@ -191,6 +209,7 @@ class Pilot:
     def deactivate(self, now_ns: int) -> list[Do]:
         """Stop ticking, take back what is open and tell the watchdog at once."""
         self._next_tick_ns = None
+        self._text_due = 0
         return [*self._take_back(now_ns, 'cancelled', 'deactivated'), self._tell()]
 
     def step(self, now_ns: int, ros_now_ns: int) -> list[Do]:
@@ -234,6 +253,8 @@ class Pilot:
                 return out
             case Decided() | Refused() | Missed() | Cancelled():
                 return self._answer(event, now_ns)
+            case Said():
+                return self._said(event)
             case _:
                 pass  # of another declaration: a policy node that shared this connection's name
         return []
@@ -300,21 +321,19 @@ class Pilot:
 
     def _decided(self, tick: _Tick, answer: Decided, now_ns: int) -> list[Do]:
         decision = answer.decision
+        if misfit := self._misfit(answer):
+            return self._end('missed', misfit, now_ns)
         if now_ns >= tick.deadline_ns:
             late_ms = (now_ns - tick.deadline_ns) / MS
             return self._end('missed', f'the answer came {late_ms:.0f} ms late', now_ns, answer)
-        if not 0 <= decision.leaf < len(self._space.actions):
-            why = f'leaf {decision.leaf} is none of the {len(self._space.actions)} answers'
-            return self._end('missed', why, now_ns)
         confidence = decision.confidence
-        if not (math.isfinite(confidence) and 0 <= confidence <= 1):
-            return self._end('missed', f'confidence {confidence} is no probability', now_ns)
         least = self._policy.decision.min_confidence
         if confidence < least:
             why = f'confidence {confidence:.2f} is below {least:.2f}'
             return self._end('unsure', why, now_ns, answer)
         action = self._space.actions[decision.leaf]
         self._commands += 1
+        self._text_due = tick.request if self.declaration.text.max_tokens else 0
         command = Command(
             session=self._identity.session,
             sequence=self._commands,
@@ -329,11 +348,32 @@ class Pilot:
             # Never beyond max_observation_age: the policy file is refused where it could be.
             valid_until_ns=now_ns + self._policy.ttl_ns,
             confidence=confidence,
-            partial=False,
+            partial=answer.partial,
             host=self._identity.host,
             boot=self._identity.boot,
         )
         return [Send(command), *self._end('decided', '', now_ns, answer, command)]
+
+    def _misfit(self, answer: Decided) -> str:
+        """Return why this can be no answer to our declaration; empty when it can."""
+        decision = answer.decision
+        if not 0 <= decision.leaf < len(self._space.actions):
+            return f'leaf {decision.leaf} is none of the {len(self._space.actions)} answers'
+        if not 0 <= decision.confidence <= 1:  # nor is NaN
+            return f'confidence {decision.confidence} is no probability'
+        if not abs(decision.margin) <= 1 + ROUNDING:
+            return f'margin {decision.margin} is no difference of probabilities'
+        if answer.partial and not self.declaration.actions:
+            return 'a partial answer, and the policy is not anytime'
+        return ''
+
+    def _said(self, said: Said) -> list[Do]:
+        due, limit = self._text_due, self.declaration.text.max_characters
+        if not due or said.request != due or len(said.text) > limit:
+            self.dropped_texts += 1
+            return []
+        self._text_due = 0
+        return [Say(said.request, said.text, said.cut)]
 
     def _take_back(self, now_ns: int, outcome: Outcome, why: str) -> list[Do]:
         if self._open is None:
@@ -399,6 +439,10 @@ class Pilot:
             command_sequence=0 if command is None else command.sequence,
             decision=None if answer is None else answer.decision,
             model_sha256='' if answer is None else answer.model_sha256,
+            space=self.declaration.space if tick.request else '',
+            partial=answer is not None and answer.partial,
+            ids=() if answer is None else answer.ids,
+            prior='none' if answer is None else answer.prior,
         ))
 
     # --- what is told -----------------------------------------------------------------------

@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.errors import PolicyError
@@ -25,6 +34,11 @@ from smallm_ros.core.errors import PolicyError
 MAX_FILE_BYTES = 256 * 1024
 MAX_VALUES = 20_000
 MAX_LEAVES = 512
+MAX_CHOICES = 64
+MAX_NUMBER_CHARACTERS = 16
+"""Of a number in an answer: each digit is a token in most vocabularies."""
+MAX_HISTORY_TOKENS = 8192
+"""What the turns before the present one may take: at 160 KiB a token (24B) 1.25 GiB of KV."""
 _TOPIC = r'^(?:~/|/)?[A-Za-z_][A-Za-z0-9_]*(?:/[A-Za-z_][A-Za-z0-9_]*)*$'
 """What ROS takes as a topic's name: design.ros2.org, Topic and Service Names."""
 
@@ -138,12 +152,102 @@ Sensor = Annotated[ScanSensor | OdometrySensor | GoalSensor, Field(discriminator
 Choice = Word | bool | int | Finite
 
 
-class Parameter(_Part):
-    """A discrete parameter of an action."""
+def choice_text(value: Choice) -> str:
+    """Return how a choice is written in the answer: `fast`, `true`, `3`, `0.25`.
 
-    choices: tuple[Choice, ...] = Field(min_length=1, max_length=64)
+    Of a number it is the one decimal without exponent, without zeros that say nothing.
+    """
+    if isinstance(value, bool):
+        return 'true' if value else 'false'
+    if isinstance(value, str):
+        return value
+    return format(_decimal(value).normalize(), 'f') if value else '0'
+
+
+def _decimal(number: float) -> Decimal:
+    """Return the number that the file says, not the binary one nearest to it."""
+    return Decimal(repr(number))
+
+
+def _writable(number: float) -> float:
+    text = choice_text(number)
+    if len(text) > MAX_NUMBER_CHARACTERS:
+        raise ValueError(f'{number!r:.40} takes {len(text)} characters when written out, at most '
+                         f'{MAX_NUMBER_CHARACTERS}')
+    return number
+
+
+class Grid(_Part):
+    """Evenly spaced numbers, both ends among them, exact in decimal."""
+
+    from_: Finite = Field(alias='from')
+    to: Finite
+    step: Positive
+
+    @field_validator('from_', 'to', 'step')
+    @classmethod
+    def _short(cls, number: float) -> float:
+        return _writable(number)
+
+    @model_validator(mode='after')
+    def _reaches_its_end(self) -> Grid:
+        first, last, step = map(choice_text, (self.from_, self.to, self.step))
+        if not self.from_ < self.to:
+            raise ValueError(f'from {first} is not less than to {last}')
+        steps = (Decimal(last) - Decimal(first)) / Decimal(step)
+        if steps >= MAX_CHOICES:
+            raise ValueError(f'{math.floor(steps) + 1} values from {first} to {last} in steps of '
+                             f'{step}, at most {MAX_CHOICES}')
+        if steps != math.floor(steps):
+            reached = format(Decimal(first) + math.floor(steps) * Decimal(step), 'f')
+            raise ValueError(f'step {step} does not reach to {last}: from {first} it comes to '
+                             f'{reached} and then beyond')
+        return self
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The numbers, ascending."""
+        first, step = _decimal(self.from_), _decimal(self.step)
+        steps = int((_decimal(self.to) - first) / step)
+        return tuple(float(first + i * step) for i in range(steps + 1))
+
+
+class Parameter(_Part):
+    """A discrete parameter of an action: listed choices, or numbers on a grid."""
+
+    model_config = ConfigDict(json_schema_extra={
+        'oneOf': [{'required': ['choices']}, {'required': ['grid']}],
+    })
+
+    grid: Grid | None = None
+    choices: tuple[Choice, ...] = Field(
+        default=None, min_length=1, max_length=MAX_CHOICES, validate_default=True,
+    )
+    """Every value that it can have; of a grid too."""
     default: Choice
-    """What goes out when the deadline leaves no time to choose (once the engine can say so)."""
+    """What goes out, with `anytime`, when the deadline leaves no time to choose."""
+    optional: bool = False
+    """Whether the answer leaves the parameter out when it has its default: fewer tokens.
+
+    The default is then never written, so that every member of the space has exactly one text."""
+
+    @field_validator('choices', mode='before')
+    @classmethod
+    def _of_the_grid(cls, listed: object, info: ValidationInfo) -> object:
+        if 'grid' not in info.data:
+            return [0]  # the grid is refused, and with it the parameter
+        grid = info.data['grid']
+        if (listed is None) == (grid is None):
+            raise ValueError('give either choices or grid' + (', not both' if grid else ''))
+        return grid.values if grid else listed
+
+    @field_validator('choices')
+    @classmethod
+    def _short(cls, choices: tuple[Choice, ...]) -> tuple[Choice, ...]:
+        for choice in choices:
+            if not isinstance(choice, (str, bool)):
+                _writable(choice)
+        return choices
 
     @model_validator(mode='after')
     def _consistent(self) -> Parameter:
@@ -151,19 +255,25 @@ class Parameter(_Part):
         if len(set(words)) != len(words):
             raise ValueError(f'choices repeat themselves: {", ".join(words)}')
         if choice_text(self.default) not in words:
+            where = 'on the grid' if self.grid else 'one of'
             raise ValueError(
-                f'default {choice_text(self.default)!r} is not one of: {", ".join(words)}'
+                f'default {choice_text(self.default)!r} is not {where}: {", ".join(words)}'
             )
+        if self.optional and len(words) == 1:
+            raise ValueError(f'optional, and its only choice is the default {words[0]!r}: it '
+                             'would never be written')
         return self
 
+    def is_default(self, choice: Choice) -> bool:
+        """Return whether this is the declared default."""
+        return choice_text(choice) == choice_text(self.default)
 
-def choice_text(value: Choice) -> str:
-    """Return how a choice is written in the answer: `fast`, `true`, `3`, `0.25`."""
-    if isinstance(value, bool):
-        return 'true' if value else 'false'
-    if isinstance(value, float):
-        return f'{value:g}'
-    return str(value)
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The choices that can stand in an answer: all, without an optional one's default."""
+        return tuple(
+            choice_text(c) for c in self.choices if not (self.optional and self.is_default(c))
+        )
 
 
 class ByParameter(_Part):
@@ -171,6 +281,20 @@ class ByParameter(_Part):
 
     by: Word
     values: dict[str, Finite] | None = None
+    """By the choice as it is written in the answer; a number or true and false may be the key."""
+
+    @field_validator('values', mode='before')
+    @classmethod
+    def _keys_as_written(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        out = {
+            choice_text(key) if isinstance(key, (bool, int, float)) else key: value
+            for key, value in values.items()
+        }
+        if len(out) != len(values):
+            raise ValueError('a choice has two values')
+        return out
 
 
 Term = Finite | ByParameter
@@ -208,6 +332,18 @@ class ActionDeclaration(_Part):
                     raise ValueError(f'{axis}: no value for choice {text!r} of {term.by!r}')
         return self
 
+    def members(self) -> Iterator[dict[str, Choice]]:
+        """Yield the choices of every member in the order of the file, the last varying fastest."""
+        for choices in itertools.product(*(p.choices for p in self.parameters.values())):
+            yield dict(zip(self.parameters, choices, strict=True))
+
+    def answer(self, name: str, chosen: Mapping[str, Choice]) -> str:
+        """Return the complete answer text of one member of the action `name`."""
+        return ' '.join((name, *(
+            choice_text(choice) for key, choice in chosen.items()
+            if not (self.parameters[key].optional and self.parameters[key].is_default(choice))
+        )))
+
 
 class Example(_Part):
     """An observation and its answer, shown to the model in the static part of the prompt."""
@@ -220,13 +356,36 @@ class Prior(_Part):
     """What to do about a model's bias towards some answers, whatever it sees.
 
     `reference` subtracts, at each choice, the mean logits over observations drawn from the
-    policy's own summaries (batch calibration: Zhou et al., 2023, arXiv:2309.17249).
+    policy's own summaries (batch calibration: Zhou et al., 2023, arXiv:2309.17249). `content_free`
+    takes observations that say nothing instead (Zhao et al., 2021, arXiv:2102.09690).
     """
 
-    correction: Literal['reference', 'none'] = 'reference'
+    correction: Literal['reference', 'content_free', 'none'] = 'reference'
     references: Annotated[int, Field(ge=4, le=64)] = 24
-    """How many observations are drawn; each costs one pass when the engine starts."""
+    """How many observations `reference` draws; each costs one pass when the engine starts."""
     seed: Annotated[int, Field(ge=0)] = 0
+
+
+class FreeTextRules(_Part):
+    """A bounded text that the model adds when the action is decided and gone: it costs it nothing.
+
+    It is for people and records. What the deadline, the next question or its limits leave no time
+    for is cut.
+    """
+
+    name: Word
+    """What the model is asked for: `reason`."""
+    lead: Annotated[str, Field(max_length=64)] = ' because'
+    """What stands between the action and the text, with its space before it."""
+    max_tokens: Annotated[int, Field(ge=1, le=64)] = 24
+    max_characters: Annotated[int, Field(ge=1, le=240)] = 120
+
+    @field_validator('lead')
+    @classmethod
+    def _says_something(cls, lead: str) -> str:
+        if not lead.strip() or not lead.isprintable():
+            raise ValueError(f'must be a word or more, on one line, not {lead!r}')
+        return lead
 
 
 class Robot(_Part):
@@ -248,6 +407,12 @@ class DecisionRules(_Part):
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
     prompt_tokens: Annotated[int, Field(ge=16, le=4096)] = 256
     """Limit of the dynamic part of the prompt."""
+    decide: Literal['greedy', 'best'] = 'greedy'
+    """`greedy` takes the likeliest word at each choice, `best` the likeliest whole answer."""
+    anytime: bool = False
+    """Whether an action may go out before its parameters are chosen, with their defaults."""
+    history: Annotated[int, Field(ge=0, le=16)] = 0
+    """How many turns (observation and decision) stay in the prompt before the present one."""
 
 
 class ControlRules(_Part):
@@ -315,6 +480,7 @@ class Policy(_Part):
     actions: dict[Word, ActionDeclaration] = Field(min_length=2, max_length=256)
     examples: tuple[Example, ...] = Field(default=(), max_length=64)
     prior: Prior = Prior()
+    free_text: FreeTextRules | None = None
     decision: DecisionRules
     control: ControlRules = ControlRules()
     envelope: Envelope
@@ -363,15 +529,28 @@ class Policy(_Part):
             for action in self.actions.values()
         )
 
-    def _is_answer(self, text: str) -> bool:
-        name, *chosen = text.split(' ')
-        if name not in self.actions or len(chosen) != len(self.actions[name].parameters):
-            return False
-        parameters = self.actions[name].parameters.values()
-        return all(
-            word in map(choice_text, parameter.choices)
-            for word, parameter in zip(chosen, parameters, strict=True)
-        )
+    @field_validator('free_text', mode='before')
+    @classmethod
+    def _not_empty(cls, rules: object) -> object:
+        if rules is None:
+            raise ValueError('stands without anything; give at least a name, or leave it out')
+        return rules
+
+    def _answers(self) -> set[str]:
+        """Return every complete answer; refuse two members of the space with the same."""
+        by_answer: dict[str, str] = {}
+        for name, action in self.actions.items():
+            for chosen in action.members():
+                answer = action.answer(name, chosen)
+                member = ', '.join(f'{k} {choice_text(v)}' for k, v in chosen.items())
+                if answer in by_answer:
+                    raise ValueError(
+                        f'actions.{name}: {answer!r} would be the answer of both '
+                        f'({by_answer[answer]}) and ({member}): other words, or fewer optional '
+                        'parameters'
+                    )
+                by_answer[answer] = member
+        return set(by_answer)
 
     @model_validator(mode='after')
     def _holds_together(self) -> Policy:
@@ -426,10 +605,21 @@ class Policy(_Part):
             )
         if self.leaves > MAX_LEAVES:
             raise ValueError(f'actions: {self.leaves} complete answers, at most {MAX_LEAVES}')
+        answers = self._answers()
         for index, example in enumerate(self.examples):
-            if not self._is_answer(example.answer):
-                raise ValueError(f'examples.{index}: {example.answer!r} is no complete answer: '
-                                 'an action\'s name and one choice of each of its parameters')
+            if example.answer not in answers:
+                raise ValueError(
+                    f'examples.{index}: {example.answer!r} is no complete answer: an action\'s '
+                    'name and one choice of each of its parameters, without the default of an '
+                    'optional one'
+                )
+        past_tokens = self.decision.history * self.decision.prompt_tokens
+        if past_tokens > MAX_HISTORY_TOKENS:
+            raise ValueError(
+                f'decision: history {self.decision.history} turns of prompt_tokens '
+                f'{self.decision.prompt_tokens} are up to {past_tokens} tokens, at most '
+                f'{MAX_HISTORY_TOKENS}'
+            )
         drives = {'creep', 'follow_gap'} & set(self.fallback.ladder)
         if drives and self.fallback.speed_m_s > self.envelope.max_forward_m_s:
             raise ValueError(
@@ -482,7 +672,7 @@ def parse_policy(data: bytes, name: str) -> Policy:
         raise PolicyError('\n'.join(problems))
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as err:
+    except (yaml.YAMLError, ValueError) as err:  # ValueError: a date or a number that is none
         raise PolicyError(f'{name}:1: not YAML: {err}') from err
     if not isinstance(content, dict):
         raise PolicyError(f'{name}:1: a policy file is a mapping, this is {content!r:.40}')
@@ -525,10 +715,7 @@ def _explain(
 ) -> list[str]:
     out = []
     for problem in err.errors(include_url=False):
-        loc: tuple[str | int, ...] = tuple(
-            part for i, part in enumerate(problem['loc'])
-            if problem['loc'][: i + 1] in lines or _in_file(problem['loc'], i, lines)
-        )
+        loc = _in_file(problem['loc'], lines)
         message = problem['msg'].removeprefix('Value error, ')
         if problem['type'] == 'value_error' and not loc:
             head, _, rest = message.partition(': ')
@@ -539,7 +726,7 @@ def _explain(
             message = 'unknown key' + _near(problem['loc'])
         elif problem['type'] == 'missing':
             message = 'is missing'
-            loc = tuple(p for p in problem['loc'] if not str(p).count('/'))
+            loc = (*loc, problem['loc'][-1])
         elif problem['type'] != 'value_error':
             message = f'{message}, not {problem["input"]!r:.60}'
         out.append(f'{name}:{_line(loc, lines)}: {_place(loc)}: {message}')
@@ -547,11 +734,14 @@ def _explain(
 
 
 def _in_file(
-    loc: tuple[str | int, ...], i: int, lines: dict[tuple[str | int, ...], int]
-) -> bool:
-    """Whether part `i` of pydantic's location is a key of the file, not a union's tag."""
-    kept = [p for p in loc[:i] if not (isinstance(p, str) and ('/' in p or '[' in p))]
-    return (*kept, loc[i]) in lines
+    loc: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]
+) -> tuple[str | int, ...]:
+    """Return the parts of pydantic's location that are keys of the file, without unions' tags."""
+    kept: tuple[str | int, ...] = ()
+    for part in loc:
+        if (*kept, part) in lines:
+            kept = (*kept, part)
+    return kept
 
 
 def _line(loc: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]) -> int:
@@ -566,8 +756,8 @@ def _place(loc: tuple[str | int, ...]) -> str:
 
 def _near(loc: tuple[str | int, ...]) -> str:
     known = sorted(
-        {key for model in _Part.__subclasses__() + _Sensor.__subclasses__()
-         for key in model.model_fields}
+        {field.alias or key for model in _Part.__subclasses__() + _Sensor.__subclasses__()
+         for key, field in model.model_fields.items()}
     )
     close = difflib.get_close_matches(str(loc[-1]), known, n=1)
     return f'; did you mean {close[0]!r}?' if close else ''

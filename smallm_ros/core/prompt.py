@@ -7,47 +7,65 @@ special tokens off: nothing here knows a control token.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import unicodedata
 
 from smallm_ros.core.action import ActionSpace
-from smallm_ros.core.exchange import Declaration, Segment
+from smallm_ros.core.exchange import Correction, Decide, Declaration, FreeText, Segment
 from smallm_ros.core.observation import Observation
-from smallm_ros.core.policy import Policy, choice_text
-from smallm_ros.core.reference import draw
+from smallm_ros.core.policy import Parameter, Policy, choice_text
+from smallm_ros.core.reference import content_free, draw
 
 MAX_SEGMENT_CHARACTERS = 2000
+MAX_LISTED = 12
+"""Numbers of a grid that the system text lists; of more it shows how they begin and end."""
 
 
 def declaration(policy: Policy) -> Declaration:
-    """Return the static part of a policy: system text, examples, the complete answers."""
-    system = '\n'.join((
-        policy.mission.strip(),
-        'Answer with exactly one of these actions:',
-        *_action_lines(policy),
-    ))
-    examples = tuple((e.observation.strip(), e.answer) for e in policy.examples)
-    answers = ActionSpace.of(policy).answers
-    references = reference_texts(policy) if policy.prior.correction == 'reference' else ()
-    limit = policy.decision.prompt_tokens
-    digest = hashlib.sha256(
-        repr((system, examples, answers, limit, references)).encode()
-    ).hexdigest()[:16]
-    return Declaration(
-        space=f'{policy.name}-{digest}', system=system, examples=examples, answers=answers,
-        max_prompt_tokens=limit, references=references,
+    """Return the static part of a policy: system text, examples, answers and how to choose."""
+    space = ActionSpace.of(policy).actions
+    order = {name: index for index, name in enumerate(policy.actions)}
+    anytime, said = policy.decision.anytime, policy.free_text
+    told = Declaration(
+        space='',
+        system='\n'.join((
+            policy.mission.strip(),
+            'Answer with exactly one of these actions:',
+            *_action_lines(policy),
+            *([f"After the action add '{said.lead.strip()}' and a short {said.name}."]
+              if said else []),
+        )),
+        examples=tuple((e.observation.strip(), e.answer) for e in policy.examples),
+        answers=tuple(action.answer for action in space),
+        max_prompt_tokens=policy.decision.prompt_tokens,
+        references=reference_texts(policy),
+        correction=Correction(policy.prior.correction),
+        decide=Decide(policy.decision.decide),
+        actions=tuple(order[action.name] for action in space) if anytime else (),
+        departures=tuple(action.departure for action in space) if anytime else (),
+        history=policy.decision.history,
+        text=FreeText(said.lead, said.max_tokens, said.max_characters) if said else FreeText(),
     )
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(told)).encode()).hexdigest()[:16]
+    return dataclasses.replace(told, space=f'{policy.name}-{digest}')
 
 
 def _action_lines(policy: Policy) -> list[str]:
-    lines = []
-    for name, action in policy.actions.items():
-        form = ' '.join((
-            name,
-            *('|'.join(choice_text(c) for c in p.choices) for p in action.parameters.values()),
-        ))
-        lines.append(f'{form}: {action.description}')
-    return lines
+    return [
+        ' '.join((name, *map(_form, action.parameters.values()))) + f': {action.description}'
+        for name, action in policy.actions.items()
+    ]
+
+
+def _form(parameter: Parameter) -> str:
+    """Return `slow|fast`, `0.1|0.2|...|2`; of an optional one `[fast, else slow]`."""
+    words = parameter.written
+    if parameter.grid is not None and len(words) > MAX_LISTED:
+        words = (*words[:2], '...', words[-1])
+    form = '|'.join(words)
+    return f'[{form}, else {choice_text(parameter.default)}]' if parameter.optional else form
 
 
 def segments(policy: Policy, observation: Observation) -> tuple[Segment, ...]:
@@ -69,9 +87,15 @@ def segments(policy: Policy, observation: Observation) -> tuple[Segment, ...]:
 
 
 def reference_texts(policy: Policy) -> tuple[str, ...]:
-    """Return the dynamic texts of observations drawn by the policy's seed, without repetition."""
-    drawn = draw(policy, policy.prior.seed, policy.prior.references)
-    texts = (''.join(s.text for s in segments(policy, o)) for o in drawn)
+    """Return the dynamic texts over which the bias is measured, without repetition."""
+    match policy.prior.correction:
+        case 'reference':
+            observations = draw(policy, policy.prior.seed, policy.prior.references)
+        case 'content_free':
+            observations = content_free(policy)
+        case _:
+            observations = ()
+    texts = (''.join(s.text for s in segments(policy, o)) for o in observations)
     return tuple(dict.fromkeys(texts))
 
 

@@ -1,7 +1,8 @@
-"""Observations drawn from a policy's own summary space: what the robot might see, by seed.
+"""Observations over which the engine measures the model's bias (`policy.Prior`).
 
-They pass through the real summarisers, so their texts are those that the model will read. The
-engine measures the model's bias over them (`policy.Prior`).
+Either drawn from the policy's own summary space, by seed: what the robot might see. They pass
+through the real summarisers, so their texts are those that the model will read. Or free of
+content: of the same form, and what stands for the values says nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +11,21 @@ import math
 
 import numpy as np
 
-from smallm_ros.core.observation import Fields, Goal, Observation, Odometry, Received, Scan
+from smallm_ros.core.observation import (
+    Fields,
+    Goal,
+    Observation,
+    Odometry,
+    Quality,
+    Reading,
+    Received,
+    Scan,
+)
 from smallm_ros.core.policy import OdometrySensor, Policy, ScanSensor, Sensor
 from smallm_ros.core.summary import observe
 
+CONTENT_FREE = ('N/A', '[MASK]', '')
+"""What stands for a value that says nothing: Zhao et al., 2021, arXiv:2102.09690, section 5."""
 _NEAREST_M = 0.15
 
 
@@ -28,6 +40,21 @@ def draw(policy: Policy, seed: int, count: int) -> tuple[Observation, ...]:
             now_ns=0, ros_now_ns=0,
         )
         for _ in range(count)
+    )
+
+
+def content_free(policy: Policy) -> tuple[Observation, ...]:
+    """Return the observations in which every sensor says `N/A`, `[MASK]`, nothing."""
+    return tuple(
+        Observation(0, 0, tuple(
+            Reading(
+                sensor=name, text=f'{name}: {nothing}'.rstrip(), priority=sensor.priority,
+                required=sensor.required, quality=Quality.FRESH, arrival_ns=0, arrival_age_ns=0,
+                stamp_ns=0, stamp_age_ns=0,
+            )
+            for name, sensor in policy.sensors.items()
+        ))
+        for nothing in CONTENT_FREE
     )
 
 

@@ -41,6 +41,8 @@ class Tree:
     """The trie; node 0 is the root, parents stand before their children."""
 
     nodes: tuple[Node, ...]
+    ends: tuple[int, ...]
+    """For each answer the node of its end token."""
 
     @classmethod
     def of(cls, answers: Sequence[Sequence[int]], end: int) -> Tree:
@@ -74,10 +76,14 @@ class Tree:
         for node in reversed(range(len(tokens))):
             below[node] = len(children[node]) > 1 or any(below[c] for c in children[node].values())
         rows = zip(tokens, parents, depths, children, leaves, below, strict=True)
-        return cls(tuple(
-            Node(token, parent, depth, tuple(after.values()), leaf, choice_below)
-            for token, parent, depth, after, leaf, choice_below in rows
-        ))
+        ends = {leaf: node for node, leaf in enumerate(leaves) if leaf >= 0}
+        return cls(
+            tuple(
+                Node(token, parent, depth, tuple(after.values()), leaf, choice_below)
+                for token, parent, depth, after, leaf, choice_below in rows
+            ),
+            tuple(ends[leaf] for leaf in range(len(answers))),
+        )
 
     def forced_run(self, node: int) -> tuple[int, ...]:
         """Return the nodes after `node` that have no alternative, up to a choice or a leaf."""
@@ -87,22 +93,53 @@ class Tree:
             run.append(node)
         return tuple(run)
 
-    def open_nodes(self, node: int) -> tuple[int, ...]:
-        """Return `node` and all below it that must be evaluated to decide the rest at once."""
-        if not self.nodes[node].choice_below:
+    def reach(self, node: int, levels: int) -> tuple[int, ...]:
+        """Return `node` and what must be evaluated below it to know the next `levels` choices.
+
+        Ascending, so that parents come first; empty when there is nothing left to choose. What is
+        forced after the last of these choices is not among them, and a leaf never is.
+        """
+        if not self.nodes[node].choice_below or levels < 1:
             return ()
+        out, todo = [], [(node, levels)]
+        while todo:
+            at, left = todo.pop()
+            out.append(at)
+            left -= self.nodes[at].is_choice
+            if left:
+                todo += [(c, left) for c in self.nodes[at].children if self.nodes[c].choice_below]
+        return tuple(sorted(out))
+
+    def path(self, node: int) -> tuple[int, ...]:
+        """Return the nodes from the root to `node`, without the root and with `node`."""
+        out = []
+        while node != ROOT:
+            out.append(node)
+            node = self.nodes[node].parent
+        return tuple(reversed(out))
+
+    def leaves(self, node: int) -> tuple[int, ...]:
+        """Return the answers that are still possible at `node`, in their order."""
         out, todo = [], [node]
         while todo:
             at = todo.pop()
-            out.append(at)
-            todo += [c for c in reversed(self.nodes[at].children) if self.nodes[c].choice_below]
+            if self.nodes[at].leaf >= 0:
+                out.append(self.nodes[at].leaf)
+            todo += self.nodes[at].children
         return tuple(sorted(out))
 
-    def open_path(self, node: int) -> tuple[int, ...]:
-        """Return `node` and its forced run up to the next choice: the least that decides it."""
-        if not self.nodes[node].choice_below:
-            return ()
-        return (node, *self.forced_run(node))
+    def end_of(self, leaf: int) -> int:
+        """Return the node at which an answer ends."""
+        return self.ends[leaf]
+
+    @property
+    def levels(self) -> int:
+        """Most choices on the way to one answer."""
+        most = [0] * len(self.nodes)
+        for index, node in enumerate(self.nodes):
+            above = most[node.parent] if index else 0
+            most[index] = above + node.is_choice
+        return max(most)
 
     @property
     def choices(self) -> int:

@@ -1,32 +1,33 @@
-"""One decision over the action tree, in at most two forward passes when the tree allows.
+"""One decision over the action tree, in as few forward passes as are cheapest here.
 
-Pass one evaluates what changed in the prompt and yields the first choice; pass two evaluates the
-whole chosen branch, each of its paths as a sequence of its own over the shared prompt, so that all
-further choices are read off at once. The result is that of stepwise greedy decoding under the same
-constraint. A branch too wide for the sequences or the batch is taken choice by choice.
-
-KV: sequence 0 is the working prompt and keeps the longest common prefix from one decision to the
-next; each declared static part is pinned in a sequence of its own; the rest are for branches and
-are empty between decisions.
+The first pass evaluates what changed in the prompt and, beside it, as much of the tree as the
+planner finds worth its tokens; further passes evaluate the branch that was chosen, each of its
+paths as a sequence of its own over the shared prompt. The result is that of stepwise greedy
+decoding under the same constraint, or, with `best`, the exact most probable answer. A plan is
+admitted by the cost model's bound, submitted whole, and ended at its deadline where the backend
+can; what had been decided by then may go out with default parameters. See core/passes for the
+layouts and engine/kv for what stays in the cache.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from smallm_ros.core.action import ChoicePoint, Decision, Timings, TokenCounts
+from smallm_ros.core.action import Decision, Timings, TokenCounts
 from smallm_ros.core.budget import CostModel, fits
-from smallm_ros.core.clock import Clock
-from smallm_ros.core.errors import WorkerError
+from smallm_ros.core.clock import MS, Clock
+from smallm_ros.core.errors import PackageMissingError, WorkerError
 from smallm_ros.core.exchange import (
     Answer,
     Cancelled,
+    Decide,
     Decided,
     Declaration,
     DeclarationRejected,
@@ -37,34 +38,33 @@ from smallm_ros.core.exchange import (
     Question,
     Refused,
     RefusedWhy,
+    Said,
     Segment,
 )
+from smallm_ros.core.passes import Layout, Passes, Planner
 from smallm_ros.core.prompt import MAX_SEGMENT_CHARACTERS
-from smallm_ros.core.tree import ROOT, Tree, tips
-from smallm_ros.engine.model import Batch, DecodeError, Model
-from smallm_ros.engine.templates import Rendered, conversation
+from smallm_ros.core.tree import ROOT, Tree
+from smallm_ros.engine import prior
+from smallm_ros.engine.alarm import Alarm
+from smallm_ros.engine.forward import Beats, Forward
+from smallm_ros.engine.history import History
+from smallm_ros.engine.kv import LEAST_BATCH, MAX_SPACES, SPARE, WORKING, Cache
+from smallm_ros.engine.model import ABORTED, Batch, DecodeError, Model
+from smallm_ros.engine.space import Space
+from smallm_ros.engine.speech import Speech
+from smallm_ros.engine.templates import conversation
+from smallm_ros.engine.walk import Walk, log_shares
 
-WORKING = 0
-MAX_SPACES = 8
-FIRST_BRANCH = 1 + MAX_SPACES
-STATIC_CHUNK = 64
-"""Tokens of a static part in one batch."""
 LINE_CACHE = 4096
+CHECK_NS = 50 * MS
+HANDOVER_NS = 5 * MS
+"""Held back before the deadline for a partial answer's way to the client, and an abort's delay."""
 
 Logits = npt.NDArray[np.float32]
-Scores = npt.NDArray[np.float64]
 
 
-class Beats(Protocol):
-    """Who is told when a batch goes in and comes out; see `engine/progress`."""
-
-    def begin(self, bound_ns: int) -> None:
-        """Say that a batch begins which should take at most `bound_ns`."""
-        ...
-
-    def end(self) -> None:
-        """Say that it came back."""
-        ...
+def nothing() -> None:
+    """Do nothing between two pieces of work."""
 
 
 class Decider(Protocol):
@@ -75,14 +75,31 @@ class Decider(Protocol):
         """What the model can do."""
         ...
 
-    def declare(self, declaration: Declaration) -> Declared | DeclarationRejected:
-        """Evaluate and pin a static part; the same one again costs nothing."""
+    def declare(
+        self, declaration: Declaration, between: Callable[[], None] = nothing
+    ) -> Declared | DeclarationRejected:
+        """Evaluate and pin a static part; the same one again costs nothing.
+
+        `between` is called between two batches, and may call `decide` for another space.
+        """
         ...
 
     def decide(
         self, question: Question, received_ns: int, cancelled: Callable[[], bool]
     ) -> Answer:
         """Answer one question: exactly one answer, at the latest soon after its deadline."""
+        ...
+
+    def speak(self, request: int, interrupted: Callable[[], bool]) -> Said | None:
+        """Return the free text after the last decision; None when there is none to give."""
+        ...
+
+    def idle(self) -> bool:
+        """Do one small piece of what can wait; False when there is none."""
+        ...
+
+    def interrupt(self) -> None:
+        """Say, from any thread, that nobody wants what runs any more."""
         ...
 
     def forget(self, space: str) -> None:
@@ -94,27 +111,31 @@ class Decider(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Space:
-    declaration: Declaration
-    tree: Tree
-    prompt: Rendered
-    pinned: int
-    """The sequence that holds the prefix."""
-    widest_branch: int
-    """Tokens of the largest second pass, 0 when the first choice decides everything."""
-    bias: dict[int, Scores]
-    """For each choice node, its children's mean logits over the reference observations."""
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What was admitted."""
+
+    kept: tuple[Segment, ...]
+    tokens: list[int]
+    layout: Layout
+    reused: int
+    limits_ns: tuple[int, int]
+    """Absolute: when the first pass is ended at the latest, and when those after it are."""
 
 
-@dataclass(slots=True)
-class _Tally:
-    passes_ns: list[int] = field(default_factory=list)
-    evaluated: int = 0
+@dataclass(frozen=True, slots=True)
+class _Spoken:
+    """What free text may follow: the last decision."""
+
+    space: Space
+    request: int
+    deadline_ns: int
+    tokens: tuple[int, ...]
+    """Of the answer, without its end."""
 
 
 class _Overdue(Exception):
-    """The next pass would end after the deadline."""
+    """The next pass would end after the deadline, or the last one was ended at it."""
 
 
 class _NotFinite(Exception):
@@ -125,23 +146,39 @@ class _Withdrawn(Exception):
     """The client took its question back."""
 
 
+class _Rejected(Exception):
+    """A declaration cannot be used; the text says why."""
+
+
 class TreeDecider:
     """Decides with a `Model`, a token trie per declared space, and a cost model."""
 
-    def __init__(self, model: Model, template: str, costs: CostModel, beats: Beats,
-                 clock: Clock) -> None:
+    def __init__(
+        self, model: Model, template: str, costs: CostModel, beats: Beats, clock: Clock, *,
+        alarm: Alarm | None = None, check_ns: int = CHECK_NS, passes: Passes = Passes.AUTO,
+        cache: Path | None = None,
+    ) -> None:
+        """Take a loaded model over.
+
+        `alarm` ends batches at their deadline; without one they run to their end. `check_ns` is
+        how long a batch of work that can wait may take. `cache` is a folder for what was measured
+        over the references.
+        """
         self._model = model
         self._template = template
         self._costs = costs
-        self._beats = beats
         self._clock = clock
-        self._spaces: OrderedDict[str, _Space] = OrderedDict()
-        self._current: _Space | None = None
-        self._kv: list[int] = []
-        """Tokens of the working sequence, one a position."""
-        self._branches = 0
-        """Sequences in use from FIRST_BRANCH on."""
+        self._check_ns = check_ns
+        self._passes = passes
+        self._folder = cache
+        self._kv = Cache(model)
+        self._forward = Forward(model, self._kv, costs, beats, clock, alarm)
+        self._spaces: OrderedDict[str, Space] = OrderedDict()
+        self._current: Space | None = None
+        """Whose history the working sequence holds."""
         self._lines: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+        self._spoken: _Spoken | None = None
+        self._speech: Speech | None = None
 
     @property
     def limits(self) -> ModelLimits:
@@ -157,21 +194,37 @@ class TreeDecider:
 
     # --- declarations ---------------------------------------------------------------------
 
-    def declare(self, declaration: Declaration) -> Declared | DeclarationRejected:
-        """Evaluate the static part in chunks and pin it; the same one again costs nothing."""
+    def declare(
+        self, declaration: Declaration, between: Callable[[], None] = nothing
+    ) -> Declared | DeclarationRejected:
+        """Evaluate the static part in small batches and pin it; the same one again costs nothing.
+
+        `between` is called between two batches, and may call `decide` for another space.
+        """
         space = self._spaces.get(declaration.space)
         if space is None:
-            rejected = self._admit(declaration)
-            if isinstance(rejected, str):
-                return DeclarationRejected(declaration.space, rejected)
-            space = rejected
+            made = self._make(declaration)
+            if isinstance(made, str):
+                return DeclarationRejected(declaration.space, made)
+            space = made
+            try:
+                self._evaluate_static(space, between)
+                self._correct(space, between)
+            except _Rejected as err:
+                self._kv.free(space.pinned)
+                return DeclarationRejected(declaration.space, str(err))
+            except WorkerError:
+                self._kv.free(space.pinned)
+                raise
+            self._spaces[declaration.space] = space
         self._spaces.move_to_end(declaration.space)
         return Declared(
             declaration.space, len(space.prompt.prefix), len(declaration.answers),
             space.tree.choices,
         )
 
-    def _admit(self, declaration: Declaration) -> _Space | str:
+    def _make(self, declaration: Declaration) -> Space | str:
+        """Return a space with room in KV and nothing evaluated yet, or why there can be none."""
         prompt = conversation(
             self._template, self._model, declaration.system, declaration.examples
         )
@@ -180,14 +233,33 @@ class TreeDecider:
             tree = Tree.of(answers, prompt.end)
         except ValueError as err:
             return f'action space: {err}'
-        room = self._room(prompt, declaration.max_prompt_tokens, tree)
+        own = len(declaration.answers)
+        for each in (declaration.actions, declaration.departures):
+            if each and len(each) != own:
+                return f'actions and departures: {len(each)} for {own} answers'
+        planner = Planner(tree, self._kv.most_lanes, self._model.n_batch)
+        dynamic = declaration.max_prompt_tokens + len(prompt.suffix)
+        nodes = len(tree.reach(ROOT, tree.levels))
+        longest = max(map(len, answers)) + 1
+        turn = dynamic + longest + len(prompt.between)
+        past = History.most(declaration.history) * turn
+        text = longest + declaration.text.max_tokens + len(declaration.text.lead.encode())
+        room = len(prompt.prefix) + dynamic + past + max(nodes, text)
         if room > self._model.n_ctx:
+            said = f' + history {past}' if past else ''
             return (f'static part {len(prompt.prefix)} + dynamic part at most '
-                    f'{declaration.max_prompt_tokens} + answers = {room} tokens, the context has '
-                    f'{self._model.n_ctx}: a larger context, or a shorter mission')
-        if room - len(prompt.prefix) > self._model.n_batch:
-            return (f'dynamic part and answers of {room - len(prompt.prefix)} tokens do not fit '
+                    f'{declaration.max_prompt_tokens}{said} + answers = {room} tokens, the '
+                    f'context has {self._model.n_ctx}: a larger context, or a shorter mission')
+        widest = len(planner.stage(ROOT, tree.levels))
+        batch = dynamic + longest + len(prompt.between) + widest
+        if batch > self._model.n_batch:
+            return (f'dynamic part and answers of {batch} tokens do not fit '
                     f'one batch of {self._model.n_batch}: a smaller prompt_tokens')
+        if declaration.text.max_tokens and self._speech is None:
+            try:
+                self._speech = Speech(self._model, prompt.end)
+            except PackageMissingError as err:
+                return str(err)
         while self._spaces and (
             len(self._spaces) == MAX_SPACES
             or room + sum(len(s.prompt.prefix) for s in self._spaces.values()) > self._model.n_ctx
@@ -195,72 +267,108 @@ class TreeDecider:
             # Whoever still needs it is told that it is unknown, and declares it again.
             self.forget(next(iter(self._spaces)))
         used = {space.pinned for space in self._spaces.values()}
-        pinned = next(s for s in range(1, FIRST_BRANCH) if s not in used)
-        first = (ROOT, *tree.forced_run(ROOT))[-1]
-        widest = max((len(tree.open_nodes(c)) for c in tree.nodes[first].children), default=0)
-        space = _Space(declaration, tree, prompt, pinned, widest, {})
-        self._spaces[declaration.space] = space
-        try:
-            self._evaluate_static(prompt.prefix, pinned)
-            space.bias = self._measure_bias(space)
-        except WorkerError:
-            self.forget(declaration.space)
-            raise
-        return space
+        return Space(
+            declaration, tree, prompt,
+            pinned=next(s for s in range(1, 1 + MAX_SPACES) if s not in used),
+            planner=planner, history=History(declaration.history),
+        )
 
-    def _room(self, prompt: Rendered, dynamic: int, tree: Tree) -> int:
-        """Return how many KV cells a decision of this space can need at the most."""
-        nodes = len(tree.open_nodes(ROOT))
-        return len(prompt.prefix) + dynamic + len(prompt.suffix) + nodes
-
-    def _evaluate_static(self, tokens: Sequence[int], sequence: int) -> None:
-        for start in range(0, len(tokens), STATIC_CHUNK):
-            chunk = tokens[start:start + STATIC_CHUNK]
-            self._run(Batch(
+    def _evaluate_static(self, space: Space, between: Callable[[], None]) -> None:
+        tokens, start = space.prompt.prefix, 0
+        while start < len(tokens):
+            most = self._chunk
+            # No token is left over for a batch of its own: see LEAST_BATCH.
+            chunk = tokens[start:start + most + (len(tokens) - start == most + 1)]
+            self._forward.run(Batch(
                 tokens=chunk, positions=range(start, start + len(chunk)),
-                sequences=((sequence,),) * len(chunk), outputs=(),
-            ), _Tally())
+                sequences=((space.pinned,),) * len(chunk), outputs=(),
+            ))
+            start += len(chunk)
+            between()
 
-    def _measure_bias(self, space: _Space) -> dict[int, Scores]:
-        """Return the mean logits of each choice over the references, in one pass for each.
+    @property
+    def _chunk(self) -> int:
+        """Tokens of a batch of work that can wait, so that it takes about `check_ns`."""
+        return max(LEAST_BATCH, min(self._costs.largest(self._check_ns), self._model.n_batch))
 
-        A tree too wide for one pass has only its first choice corrected.
+    def _correct(self, space: Space, between: Callable[[], None]) -> None:
+        """Give the space its bias: from the cache, or measured, one reference after the other."""
+        declaration = space.declaration
+        if not declaration.references or not space.children:
+            return
+        file = self._folder and prior.cache_file(
+            self._folder, declaration.space, self._model.sha256, self._template,
+            self._model.gpu_layers,
+        )
+        bias = prior.load(file, space.tree) if file else None
+        if bias is None:
+            bias = self._measure_bias(space, between)
+            if file:
+                prior.save(file, bias)
+        space.bias = bias
+        space.prior = f'{declaration.correction.value}:{prior.digest(bias)}'
+
+    def _measure_bias(self, space: Space, between: Callable[[], None]) -> prior.Bias:
+        """Return the mean logits of each choice over the references, one pass for each.
+
+        A tree too wide for one pass has its first levels corrected, as many as one pass reaches.
         """
-        tree = space.tree
-        rows: dict[int, list[Scores]] = {}
-        nodes = tree.open_nodes(ROOT)[1:]
-        if not self._one_pass(tree, nodes):
-            nodes = tree.open_path(ROOT)[1:]
+        rows: dict[int, list[prior.Scores]] = {}
+        nodes = space.planner.stage(ROOT, space.tree.levels)
         for text in space.declaration.references:
-            tokens, fixed = self._tokens(space, text.splitlines(keepends=True))
-            if len(tokens) - fixed > space.declaration.max_prompt_tokens:
+            tokens = self._tokens(space, text.splitlines(keepends=True), ())
+            if not self._short_enough(space, tokens, 0):
                 continue
-            reused = self._reusable(space, tokens)
-            self._rewind(space, reused)
-            known = self._pass(tree, tokens[reused:], reused, nodes, _Tally())
-            self._kv = tokens
-            for node, logits in known.items():
-                rows.setdefault(node, []).append(_scores(tree, node, logits))
-            self._clear_branches(len(tokens))
+            reused = self._bring_near(space, tokens, between)
+            known = self._forward.pass_(Walk(space, tokens), reused, nodes)
+            for node, scores in known.items():
+                rows.setdefault(node, []).append(scores)
+            self._kv.clear(len(tokens))
+            between()
+        if not rows:
+            raise _Rejected(
+                f'none of the {len(space.declaration.references)} reference texts has at most '
+                f'{space.declaration.max_prompt_tokens} tokens: a larger prompt_tokens'
+            )
         bias = {node: np.mean(scores, axis=0) for node, scores in rows.items()}
         if not all(np.isfinite(scores).all() for scores in bias.values()):
             raise WorkerError('the logits of the reference observations are not finite')
         return bias
 
-    def _one_pass(self, tree: Tree, nodes: Sequence[int]) -> bool:
-        """Return whether there are sequences enough for the branches of these nodes."""
-        return len(tips(tree, nodes)) <= self._model.n_seq_max - FIRST_BRANCH
+    def _bring_near(
+        self, space: Space, tokens: Sequence[int], between: Callable[[], None]
+    ) -> int:
+        """Evaluate a prompt in small batches but for the last; return how much of it KV holds.
+
+        Whoever is served in between may take the working sequence: then the rest is one batch,
+        because with a question each time it would never come to an end.
+        """
+        undisturbed = True
+        while True:
+            self._enter(space)
+            held = self._kv.reusable(space.pinned, space.prompt.prefix, tokens)
+            if len(tokens) - held <= self._chunk or not undisturbed:
+                return held
+            self._forward.extend(space, tokens, held, held + self._chunk)
+            between()
+            undisturbed = self._current is space
+
+    def prefix(self, space: str) -> tuple[int, ...]:
+        """Return the tokens of a declared static part. KeyError when it is not declared."""
+        return tuple(self._spaces[space].prompt.prefix)
 
     def forget(self, space: str) -> None:
         """Free the pinned prefix of a space."""
         known = self._spaces.pop(space, None)
         if known is not None:
-            self._model.remove(known.pinned, 0, -1)
+            self._kv.free(known.pinned)
             if self._current is known:
-                self._drop_working()
+                self._current = None
 
     def close(self) -> None:
         """Free the model."""
+        self._forward.close()
+        self._speech = None  # it holds on to the vocabulary
         self._model.close()
 
     # --- one decision ---------------------------------------------------------------------
@@ -270,6 +378,7 @@ class TreeDecider:
     ) -> Answer:
         """Answer one question: exactly one answer, at the latest soon after its deadline."""
         started_ns = self._clock.now_ns()
+        self._spoken = None
         space = self._spaces.get(question.space)
         if space is None:
             return Refused(question.request, RefusedWhy.UNKNOWN_SPACE,
@@ -279,90 +388,223 @@ class TreeDecider:
                            f'deadline passed {(started_ns - question.deadline_ns) / 1e6:.1f} ms '
                            'before work began')
         self._spaces.move_to_end(question.space)
-        kept, plan = self._fit(space, question)
+        self._enter(space)
+        plan = self._fit(space, question)
         tokenised_ns = self._clock.now_ns()
         if isinstance(plan, Refused):
             self._costs.relax()
             return plan
-        tally = _Tally()
+        walk = Walk(space, plan.tokens)
         try:
-            leaf, confidence, choices, reused = self._choose(
-                space, plan, question.deadline_ns, cancelled, tally
-            )
+            node, partial = self._descend(walk, plan, cancelled)
         except _Withdrawn:
             return Cancelled(question.request)
         except _Overdue as err:
             return Missed(question.request, MissedWhy.DEADLINE, str(err))
         except _NotFinite as err:
-            self._drop_working()
+            self._drop(space)
             return Missed(question.request, MissedWhy.NOT_FINITE, str(err))
         except DecodeError as err:
-            self._drop_working()
+            self._drop(space)
             if err.code < 0:
                 raise
             return Missed(question.request, MissedWhy.DECODE_FAILED, str(err))
+        finally:
+            self._kv.clear(len(self._kv.tokens))
         finished_ns = self._clock.now_ns()
         if finished_ns > question.deadline_ns:
             return Missed(
                 question.request, MissedWhy.DEADLINE,
                 f'answer known {(finished_ns - question.deadline_ns) / 1e6:.1f} ms late',
             )
-        decision = Decision(
-            leaf=leaf, confidence=confidence, choices=choices,
-            tokens=TokenCounts(prompt=len(plan), reused=reused, evaluated=tally.evaluated,
-                               passes=len(tally.passes_ns)),
-            timings=Timings(received_ns, started_ns, finished_ns, tokenised_ns - started_ns,
-                            tuple(tally.passes_ns)),
+        leaf = space.least_departure(node) if partial else space.tree.nodes[node].leaf
+        timings = Timings(received_ns, started_ns, finished_ns, tokenised_ns - started_ns,
+                          tuple(walk.passes_ns))
+        decided = self._decided(question.request, walk, plan, node, leaf, timings)
+        self._remember(space, plan, leaf, question)
+        return replace(decided, partial=partial, dropped=tuple(
+            s.name for s in question.segments if s not in plan.kept
+        ))
+
+    def redecide(self, space: str, ids: Sequence[int]) -> Decided:
+        """Decide again on exactly these tokens after the static part, without a deadline.
+
+        KeyError when the space is not declared; WorkerError when the model fails.
+        """
+        known = self._spaces[space]
+        self._enter(known)
+        tokens = [*known.prompt.prefix, *ids]
+        reused = self._kv.reusable(known.pinned, known.prompt.prefix, tokens)
+        layout = self._layouts(known, len(tokens) - reused)[0]
+        never = 2**62
+        plan = _Plan((), tokens, layout, reused, (never, never))
+        walk = Walk(known, tokens)
+        started_ns = self._clock.now_ns()
+        try:
+            node, _ = self._descend(walk, plan, lambda: False)
+        except _NotFinite as err:
+            raise WorkerError(str(err)) from err
+        finally:
+            self._kv.clear(len(self._kv.tokens))
+        now_ns = self._clock.now_ns()
+        timings = Timings(started_ns, started_ns, now_ns, 0, tuple(walk.passes_ns))
+        return self._decided(0, walk, plan, node, known.tree.nodes[node].leaf, timings)
+
+    def interrupt(self) -> None:
+        """Say, from any thread, that nobody wants what runs any more.
+
+        A question's batch is ended where the backend can; what is done for later is not.
+        """
+        self._forward.interrupt()
+
+    def _enter(self, space: Space) -> None:
+        """Make it this space's turn. A history that KV does not hold any more is forgotten."""
+        if self._current is not space:
+            if self._current is not None:
+                self._current.history.forget()
+            space.history.forget()
+            self._current = space
+
+    def _drop(self, space: Space) -> None:
+        """Forget the working sequence, after a batch of which KV may hold an unknown part."""
+        self._kv.drop()
+        space.history.forget()
+
+    def _decided(
+        self, request: int, walk: Walk, plan: _Plan, node: int, leaf: int, timings: Timings
+    ) -> Decided:
+        space = walk.space
+        path = space.tree.path(node)
+        confidence, margin = walk.standing(node)
+        accepted = sum(n in path for n in plan.layout.guess)
+        return Decided(
+            request=request,
+            decision=Decision(
+                leaf=leaf, confidence=confidence, choices=tuple(walk.points(self._model, path)),
+                tokens=TokenCounts(
+                    prompt=len(plan.tokens), reused=plan.reused, evaluated=walk.evaluated,
+                    passes=len(walk.passes_ns), guessed=len(plan.layout.guess), accepted=accepted,
+                ),
+                timings=timings, margin=margin, plan=plan.layout.name,
+            ),
+            dropped=(), model_sha256=self._model.sha256,
+            ids=tuple(plan.tokens[len(space.prompt.prefix):]), prior=space.prior,
         )
-        dropped = tuple(s.name for s in question.segments if s not in kept)
-        return Decided(question.request, decision, dropped, self._model.sha256)
 
-    def _fit(
-        self, space: _Space, question: Question
-    ) -> tuple[tuple[Segment, ...], list[int] | Refused]:
-        """Return the segments kept and the prompt's tokens, or why it cannot be.
+    def _remember(self, space: Space, plan: _Plan, leaf: int, question: Question) -> None:
+        """Take the decision in: as the next guess, as a turn, and as what text may follow."""
+        space.planner.decided(leaf)
+        answer = [space.tree.nodes[n].token for n in space.tree.path(space.tree.end_of(leaf))]
+        if space.declaration.history:
+            past = len(space.prompt.prefix) + len(space.history.tokens)
+            space.history.add((*plan.tokens[past:], *answer, *space.prompt.between))
+        if space.declaration.text.max_tokens:
+            self._spoken = _Spoken(
+                space, question.request, question.deadline_ns, tuple(answer[:-1])
+            )
 
-        Segments go by priority, largest number first, until the token limit and the deadline hold.
+    # --- admission ------------------------------------------------------------------------
+
+    def _fit(self, space: Space, question: Question) -> _Plan | Refused:
+        """Return the cheapest plan that the cost model admits, or why there is none.
+
+        Segments go by priority, largest number first, until the token limit and the deadline
+        hold; then, where a partial answer is allowed, the time for the first pass is enough.
         """
         kept = question.segments
         longest = max((len(s.text) for s in kept), default=0)
         if longest > MAX_SEGMENT_CHARACTERS + 1:
             # Refused unread: tokenising it would take the time of a driving decision.
-            return kept, Refused(
+            return Refused(
                 question.request, RefusedWhy.PROMPT_TOO_LONG,
                 f'a segment of {longest} characters, at most {MAX_SEGMENT_CHARACTERS}',
             )
         while True:
-            tokens, fixed = self._tokens(space, [s.text for s in kept])
-            changed = len(tokens) - self._reusable(space, tokens)
-            branch = (space.widest_branch,) if space.widest_branch else ()
-            cost = self._costs.bound_ns(changed, *branch)
-            now_ns = self._clock.now_ns()
-            too_long = len(tokens) - fixed > space.declaration.max_prompt_tokens
-            if not too_long and fits(now_ns, question.deadline_ns, cost):
-                return kept, tokens
+            past = space.history.tokens
+            tokens = self._tokens(space, [s.text for s in kept], past)
+            reused = self._kv.reusable(space.pinned, space.prompt.prefix, tokens)
+            if past and reused <= len(space.prompt.prefix):
+                space.history.forget()  # evaluating it again would be a spike
+                continue
+            short = self._short_enough(space, tokens, len(past))
+            if short:
+                plan = self._cheapest(space, question, kept, tokens, reused)
+                if plan is not None:
+                    return plan
             least = max((s.priority for s in kept), default=0)
             if least == 0:
                 break
             kept = tuple(s for s in kept if s.priority < least)
-        if too_long:
-            return kept, Refused(
+        if not short:
+            dynamic = len(tokens) - len(space.prompt.prefix) - len(past) - len(space.prompt.suffix)
+            return Refused(
                 question.request, RefusedWhy.PROMPT_TOO_LONG,
-                f'{len(tokens) - fixed} tokens, at most {space.declaration.max_prompt_tokens}',
+                f'{dynamic} tokens, at most {space.declaration.max_prompt_tokens}',
             )
-        return kept, Refused(
+        return self._first_only(space, question, kept, tokens, reused)
+
+    def _cheapest(
+        self, space: Space, question: Question, kept: tuple[Segment, ...], tokens: list[int],
+        reused: int,
+    ) -> _Plan | None:
+        """Return the plan of least expected cost of those whose bound ends by the deadline."""
+        changed = len(tokens) - reused
+        now_ns = self._clock.now_ns()
+        deadline_ns = question.deadline_ns
+        for layout in self._layouts(space, changed):
+            first, *later = layout.sizes
+            first += changed + len(layout.guess)
+            if first <= self._model.n_batch and fits(
+                now_ns, deadline_ns, self._costs.bound_ns(first, *later)
+            ):
+                return _Plan(kept, tokens, layout, reused, self._limits(space, deadline_ns))
+        return None
+
+    def _first_only(
+        self, space: Space, question: Question, kept: tuple[Segment, ...], tokens: list[int],
+        reused: int,
+    ) -> _Plan | Refused:
+        """Return a plan that has time for its first pass, where a partial answer is allowed."""
+        changed = len(tokens) - reused
+        levels = min(self._layouts(space, changed),
+                     key=lambda layout: layout.sizes[0] + len(layout.guess))
+        first_ns = self._costs.bound_ns(changed + levels.sizes[0])
+        limits_ns = self._limits(space, question.deadline_ns)
+        now_ns = self._clock.now_ns()
+        if space.declaration.actions and fits(now_ns, limits_ns[1], first_ns):
+            return _Plan(kept, tokens, levels, reused, limits_ns)
+        cost_ns = self._costs.bound_ns(changed + levels.sizes[0], *levels.sizes[1:])
+        return Refused(
             question.request, RefusedWhy.DOES_NOT_FIT,
-            f'needs up to {cost / 1e6:.0f} ms for {changed} tokens and the branch, '
+            f'needs up to {cost_ns / 1e6:.0f} ms for {changed} tokens and the branch, '
             f'{(question.deadline_ns - now_ns) / 1e6:.0f} ms are left',
         )
 
-    def _tokens(self, space: _Space, lines: Sequence[str]) -> tuple[list[int], int]:
-        """Return the whole prompt and how many of its tokens are not dynamic."""
-        prompt = space.prompt
-        tokens = list(prompt.prefix)
+    def _layouts(self, space: Space, changed: int) -> list[Layout]:
+        """Return the layouts for so many new tokens, the least expected cost first.
+
+        The best answer needs the whole tree: in one pass where that is possible.
+        """
+        layouts = space.planner.choices(changed, self._costs, self._passes)
+        if space.declaration.decide is Decide.BEST:
+            whole = [each for each in layouts if len(each.sizes) == 1]
+            return whole or layouts
+        return layouts
+
+    def _limits(self, space: Space, deadline_ns: int) -> tuple[int, int]:
+        later_ns = deadline_ns - HANDOVER_NS if space.declaration.actions else deadline_ns
+        return deadline_ns, later_ns
+
+    def _short_enough(self, space: Space, tokens: Sequence[int], past: int) -> bool:
+        fixed = len(space.prompt.prefix) + past + len(space.prompt.suffix)
+        return len(tokens) - fixed <= space.declaration.max_prompt_tokens
+
+    def _tokens(self, space: Space, lines: Sequence[str], past: Sequence[int]) -> list[int]:
+        """Return the whole prompt: static part, history, lines, the template's tail."""
+        tokens = [*space.prompt.prefix, *past]
         for line in lines:
             tokens += self._line(line)
-        return tokens + list(prompt.suffix), len(prompt.prefix) + len(prompt.suffix)
+        return tokens + space.prompt.suffix
 
     def _line(self, text: str) -> tuple[int, ...]:
         known = self._lines.get(text)
@@ -375,165 +617,128 @@ class TreeDecider:
             self._lines.move_to_end(text)
         return known
 
-    def _reusable(self, space: _Space, tokens: Sequence[int]) -> int:
-        """Return how many leading tokens KV holds; the last is always evaluated for its logits."""
-        if self._current is not space:
-            return len(space.prompt.prefix)
-        common = 0
-        for ours, theirs in zip(self._kv, tokens, strict=False):
-            if ours != theirs:
-                break
-            common += 1
-        return min(common, len(tokens) - 1)
+    # --- down the tree --------------------------------------------------------------------
 
-    def _choose(
-        self, space: _Space, tokens: list[int], deadline_ns: int,
-        cancelled: Callable[[], bool], tally: _Tally,
-    ) -> tuple[int, float, tuple[ChoicePoint, ...], int]:
-        """Return (leaf, its probability, the choices on its path, tokens reused)."""
-        tree = space.tree
-        reused = self._reusable(space, tokens)
-        self._rewind(space, reused)
-        opening = tree.forced_run(ROOT) if tree.nodes[ROOT].choice_below else ()
-        known = self._pass(tree, tokens[reused:], reused, opening, tally)
-        self._kv = tokens
-        try:
-            node = (ROOT, *opening)[-1]
-            confidence, choices = 1.0, []
-            while tree.nodes[node].leaf < 0:
-                if tree.nodes[node].is_choice:
-                    if node not in known:
-                        if cancelled():
-                            raise _Withdrawn
-                        nodes = self._next_nodes(tree, node, known)
-                        bound_ns = self._costs.bound_ns(len(nodes))
-                        now_ns = self._clock.now_ns()
-                        if not fits(now_ns, deadline_ns, bound_ns):
-                            raise _Overdue(
-                                f'{(deadline_ns - now_ns) / 1e6:.1f} ms left before pass '
-                                f'{len(tally.passes_ns) + 1}, which takes up to '
-                                f'{bound_ns / 1e6:.1f} ms'
-                            )
-                        known |= self._pass(tree, (), len(tokens), nodes, tally)
-                    chosen, point = self._weigh(space, node, known[node])
-                    confidence *= point.children[chosen][1]
-                    choices.append(point)
-                    node = tree.nodes[node].children[chosen]
-                else:
-                    node = tree.nodes[node].children[0]
-            return tree.nodes[node].leaf, confidence, tuple(choices), reused
-        finally:
-            self._clear_branches(len(tokens))
+    def _descend(
+        self, walk: Walk, plan: _Plan, cancelled: Callable[[], bool]
+    ) -> tuple[int, bool]:
+        """Return the node that was reached, and whether the time ended before a leaf."""
+        planner = walk.space.planner
+        first = sorted({*planner.stage(ROOT, plan.layout.levels[0]), *plan.layout.guess})
+        first_ns, later_ns = plan.limits_ns
+        self._question_pass(walk, plan.reused, first, first_ns, cancelled)
+        while True:
+            node = walk.reached()
+            if walk.space.tree.nodes[node].leaf >= 0:
+                return node, False
+            top = walk.unevaluated(node)
+            nodes = planner.stage(top, plan.layout.wanted(walk.level(top)))
+            bound_ns = self._costs.bound_ns(max(LEAST_BATCH, len(nodes)))
+            now_ns = self._clock.now_ns()
+            try:
+                if not fits(now_ns, later_ns, bound_ns):
+                    raise _Overdue(
+                        f'{(later_ns - now_ns) / 1e6:.1f} ms left before pass '
+                        f'{len(walk.passes_ns) + 1}, which takes up to {bound_ns / 1e6:.1f} ms'
+                    )
+                self._question_pass(walk, len(walk.tokens), nodes, later_ns, cancelled)
+            except _Overdue:
+                greedy = walk.greedy()
+                if walk.space.least_departure(greedy) < 0:
+                    raise
+                return greedy, True
 
-    def _next_nodes(self, tree: Tree, node: int, known: dict[int, Logits]) -> tuple[int, ...]:
-        """Return the nodes of the next pass: the whole branch, or the path when it is too wide."""
-        top = node
-        while tree.nodes[top].parent not in known:
-            top = tree.nodes[top].parent
-        nodes = tree.open_nodes(top)
-        if not self._one_pass(tree, nodes):
-            nodes = tree.open_path(top)
-        return nodes
+    # --- passes ---------------------------------------------------------------------------
 
-    def _pass(
-        self, tree: Tree, prompt: Sequence[int], start: int, nodes: Sequence[int], tally: _Tally
-    ) -> dict[int, Logits]:
-        """Evaluate new prompt tokens and tree nodes in one batch; return logits of the choices.
+    def _question_pass(
+        self, walk: Walk, start: int, nodes: Sequence[int], limit_ns: int,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        """Evaluate one pass of a question, ended at `limit_ns` or when the question is withdrawn.
 
-        Tokens of the prompt begin at position `start`; a node stands at prompt length + depth - 1.
-        A path of one tip rides on the working sequence, several tips on branches of their own.
+        Raises _Withdrawn, _Overdue, _NotFinite or DecodeError.
         """
-        base = start + len(prompt)
-        ends = tips(tree, nodes)
-        lanes: dict[int, list[int]] = {n: [] for n in nodes}
-        self._branches = len(ends) if len(ends) > 1 else 0
-        branches = [FIRST_BRANCH + lane for lane in range(self._branches)]
-        for sequence in branches:
-            self._model.copy_sequence(WORKING, sequence, 0, -1)
-        for sequence, tip in zip(branches or [WORKING], ends, strict=False):
-            at = tip
-            while at in lanes:
-                lanes[at].append(sequence)
-                at = tree.nodes[at].parent
-        outputs, rows = [], []
-        if prompt and tree.nodes[ROOT].is_choice:
-            outputs.append(len(prompt) - 1)
-            rows.append(ROOT)
-        for index, node in enumerate(nodes, start=len(prompt)):
-            if tree.nodes[node].is_choice:
-                outputs.append(index)
-                rows.append(node)
-        logits = self._run(Batch(
-            tokens=[*prompt, *(tree.nodes[n].token for n in nodes)],
-            positions=[*range(start, base), *(base + tree.nodes[n].depth - 1 for n in nodes)],
-            sequences=[*((WORKING, *branches),) * len(prompt), *(tuple(lanes[n]) for n in nodes)],
-            outputs=outputs,
-        ), tally)
-        return {node: logits[row] for row, node in enumerate(rows)}
-
-    def _run(self, batch: Batch, tally: _Tally) -> Logits:
-        size = len(batch.tokens)
-        began_ns = self._clock.now_ns()
-        self._beats.begin(self._costs.bound_ns(size))
+        space = walk.space
+        if cancelled():
+            raise _Withdrawn
         try:
-            logits = self._model.evaluate(batch)
-        finally:
-            self._beats.end()
-        took_ns = self._clock.now_ns() - began_ns
-        self._costs.measured(size, took_ns)
-        tally.passes_ns.append(took_ns)
-        tally.evaluated += size
-        return logits
+            known = self._forward.ended_by(walk, start, nodes, limit_ns)
+        except DecodeError as err:
+            if err.code != ABORTED:
+                raise
+            # What KV held before is as it was; the rest is removed before the next batch.
+            if cancelled():
+                raise _Withdrawn from err
+            raise _Overdue(f'pass {len(walk.passes_ns) + 1} was ended at the deadline') from err
+        for node, scores in known.items():
+            corrected = scores - space.bias.get(node, 0.0)
+            if not np.isfinite(corrected).all():
+                after = space.answer_so_far(self._model, node)
+                raise _NotFinite(f'logits of the choice after {after!r}: {corrected}'[:200])
+            walk.shares[node] = log_shares(corrected)
 
-    def _weigh(self, space: _Space, node: int, logits: Logits) -> tuple[int, ChoicePoint]:
-        """Return the index of the likeliest child (the first of equals) and the softmax."""
-        tree = space.tree
-        children = tree.nodes[node].children
-        scores = _scores(tree, node, logits) - space.bias.get(node, 0.0)
-        if not np.isfinite(scores).all():
-            raise _NotFinite(f'logits of the choice after {self._text(tree, node)!r}: {scores}')
-        weights = np.exp(scores - scores.max())
-        shares = weights / weights.sum()
-        point = ChoicePoint(
-            prefix=self._text(tree, node),
-            children=tuple(
-                (self._text(tree, c, above=node), float(share))
-                for c, share in zip(children, shares, strict=True)
-            ),
-        )
-        return int(scores.argmax()), point
+    # --- what can wait --------------------------------------------------------------------
 
-    def _text(self, tree: Tree, node: int, above: int = ROOT) -> str:
-        pieces = []
-        while node not in (above, ROOT):
-            pieces.append(self._model.piece(tree.nodes[node].token))
-            node = tree.nodes[node].parent
-        return b''.join(reversed(pieces)).decode('utf-8', 'replace')
+    def speak(self, request: int, interrupted: Callable[[], bool]) -> Said | None:
+        """Return the free text after the last decision; None when there is none to give.
 
-    # --- what KV holds ----------------------------------------------------------------------
+        Token by token until its end, its limits, the question's deadline or `interrupted()`; what
+        was said by then is returned. It leaves nothing in KV.
+        """
+        spoken, self._spoken = self._spoken, None
+        if spoken is None or spoken.request != request or self._current is not spoken.space:
+            return None
+        prompt = len(self._kv.tokens)
+        position = prompt
+        rest = list(spoken.tokens)
 
-    def _rewind(self, space: _Space, keep: int) -> None:
-        """Make the working sequence hold exactly the first `keep` tokens of the prompt."""
-        if self._current is not space:
-            self._drop_working()
-            self._model.copy_sequence(space.pinned, WORKING, 0, -1)
-            self._current = space
-            self._kv = list(space.prompt.prefix)
-        self._model.remove(WORKING, keep, -1)
-        self._kv = self._kv[:keep]
+        def step(tokens: Sequence[int]) -> Logits:
+            nonlocal position
+            new = [*rest, *tokens]
+            rest.clear()
+            self._kv.begin()
+            logits = self._forward.run(Batch(
+                tokens=new, positions=range(position, position + len(new)),
+                sequences=((WORKING,),) * len(new), outputs=(len(new) - 1,),
+            ))
+            position += len(new)
+            row: Logits = logits[0]
+            return row
 
-    def _clear_branches(self, length: int) -> None:
-        for lane in range(self._branches):
-            self._model.remove(FIRST_BRANCH + lane, 0, -1)
-        self._branches = 0
-        self._model.remove(WORKING, length, -1)
+        def may_go_on() -> bool:
+            bound_ns = self._costs.bound_ns(max(1, len(rest)))
+            return not interrupted() and fits(
+                self._clock.now_ns(), spoken.deadline_ns, bound_ns
+            )
 
-    def _drop_working(self) -> None:
-        self._clear_branches(0)
-        self._current = None
-        self._kv = []
+        assert self._speech is not None, 'made with the declaration that asks for text'
+        try:
+            text, tokens, cut = self._speech.speak(spoken.space.declaration.text, step, may_go_on)
+        except DecodeError as err:
+            self._drop(spoken.space)
+            if err.code < 0:
+                raise
+            return Said(request, '', 0, cut=True)
+        self._kv.clear(prompt)
+        return Said(request, text, tokens, cut)
 
+    def idle(self) -> bool:
+        """Write one small piece of the current history anew; False when there is none to write."""
+        space = self._current
+        if space is None or not space.history.due:
+            return False
+        prefix = space.prompt.prefix
+        if space.history.begins:
+            self._model.remove(SPARE, 0, -1)
+            self._model.copy_sequence(space.pinned, SPARE, 0, -1)
+        written, piece = space.history.piece(self._chunk)
+        start = len(prefix) + written
+        self._forward.run(Batch(
+            tokens=piece, positions=range(start, start + len(piece)),
+            sequences=((SPARE,),) * len(piece), outputs=(),
+        ))
+        if space.history.wrote(len(piece)):
+            space.history.roll_over()
+            self._kv.adopt_spare([*prefix, *space.history.tokens])
+        return True
 
-def _scores(tree: Tree, node: int, logits: Logits) -> Scores:
-    """Return the logits of a choice's children, in their order."""
-    return logits[[tree.nodes[c].token for c in tree.nodes[node].children]].astype(np.float64)

@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Protocol
 
 from smallm_ros.core.budget import CostModel
-from smallm_ros.core.clock import SECOND, Clock
+from smallm_ros.core.clock import MS, SECOND, Clock
 from smallm_ros.engine import registry
-from smallm_ros.engine.decode import WORKING, Beats, TreeDecider
+from smallm_ros.engine.alarm import SteadyAlarm
+from smallm_ros.engine.decode import TreeDecider
+from smallm_ros.engine.forward import Beats
+from smallm_ros.engine.kv import WORKING
 from smallm_ros.engine.model import Batch, LlamaModel, Model, ModelSettings
 from smallm_ros.engine.options import LoadRequest
 from smallm_ros.engine.templates import fitting
 
-SIZES = (1, 8, 32, 96)
+SIZES = (1, 8, 16, 32, 96, 192)
 ROUNDS = 3
 SLOW_NS = SECOND
 """A batch that takes so long is measured once: its noise is small beside it."""
@@ -56,7 +59,11 @@ def load_decider(request: LoadRequest, beats: LoadBeats, clock: Clock) -> TreeDe
         progress=steps.weights,
     )
     template = fitting(file.template, model)
-    return TreeDecider(model, template, cost_model(model, request, beats, clock), beats, clock)
+    return TreeDecider(
+        model, template, cost_model(model, request, beats, clock), beats, clock,
+        alarm=SteadyAlarm(), check_ns=round(request.check_ms * MS),
+        cache=registry.cache_directory() / 'priors',
+    )
 
 
 class _Steps:

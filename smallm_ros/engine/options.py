@@ -13,6 +13,7 @@ from typing import Literal, get_args
 KvType = Literal['f16', 'q8_0', 'q4_0']
 
 DEFAULT_MODEL = 'smollm2-135m-instruct'
+CHECK_MS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,15 @@ class LoadRequest:
     """None is the number of physical cores less one, at least one."""
     template: str | None = None
     """Chat template of a GGUF that is not in the registry; None is told from its vocabulary."""
+    check_ms: int = CHECK_MS
+    """How long a batch of work that can wait may take: a question waits for one at the most."""
 
     def words(self) -> list[str]:
         """Return the command line that `load_request` reads back as this."""
         words = [
             '--model', self.model, '--context', str(self.context_tokens),
             '--n-gpu-layers', str(self.n_gpu_layers), '--kv-type', self.kv_type,
+            '--check-ms', str(self.check_ms),
         ]
         if self.use_mlock:
             words.append('--use-mlock')
@@ -62,6 +66,9 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--template', metavar='NAME',
                         help='chat template of a GGUF that the registry does not know '
                              '(default: told from its vocabulary)')
+    parser.add_argument('--check-ms', type=_at_least(1), default=CHECK_MS, metavar='MS',
+                        help='longest batch of work that can wait, for which a question waits '
+                             'too (default: %(default)s)')
     parser.add_argument('--use-mlock', action='store_true',
                         help='keep the model in memory, never swapped')
 
@@ -71,7 +78,7 @@ def load_request(options: argparse.Namespace) -> LoadRequest:
     return LoadRequest(
         model=options.model, context_tokens=options.context, n_gpu_layers=options.n_gpu_layers,
         use_mlock=options.use_mlock, kv_type=options.kv_type, threads=options.threads,
-        template=options.template,
+        template=options.template, check_ms=options.check_ms,
     )
 
 

@@ -22,17 +22,21 @@ from smallm_ros.core.exchange import (
     Declaration,
     DeclarationRejected,
     Declared,
+    FreeText,
     Missed,
     MissedWhy,
     ModelLimits,
     Question,
     Refused,
     RefusedWhy,
+    Said,
 )
 from smallm_ros.engine.progress import ProgressWriter
 
 MAX_SPACES = 8
 PASSES = 2
+LOOK_NS = 10 * MS
+"""How often a pass looks whether it was interrupted."""
 LIMITS = ModelLimits(
     name='scripted', sha256='0' * 64, template='none', context_tokens=4096, vocabulary=1,
     threads=1, gpu_layers=0, cost_fixed_ns=MS, cost_per_token_ns=0,
@@ -64,6 +68,17 @@ class Line:
     """How long all passes take together."""
     share: float = 0.75
     """Probability of the chosen child at each choice; its siblings share the rest."""
+    partial: bool = False
+    """Answer after the first pass with the action's default parameters, if the space allows it."""
+    text: str = ''
+    """Said after the decision where the space asks for text; each word takes half the delay."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Spoken:
+    question: Question
+    line: Line
+    rules: FreeText
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +104,16 @@ class _Space:
                 ))
         return tuple(points)
 
+    def partial(self, leaf: int, share: float) -> tuple[int, tuple[ChoicePoint, ...]]:
+        """Return the leaf with default parameters of the same action, and the choices up to it."""
+        actions, departures = self.declaration.actions, self.declaration.departures
+        same = [i for i, action in enumerate(actions) if action == actions[leaf]]
+        chosen = min(same, key=lambda i: departures[i] if departures else 0)
+        common = min((_common(self.words[leaf], self.words[i]) for i in same if i != leaf),
+                     default=len(self.words[leaf]) + 1)
+        points = self.path(leaf, share)
+        return chosen, tuple(p for p in points if len(p.prefix.split()) < common)
+
     @property
     def choice_nodes(self) -> int:
         """Number of beginnings after which more than one word may follow."""
@@ -103,12 +128,13 @@ class ScriptedDecider:
     """Takes the lines of a script in turn, and from the beginning again after the last.
 
     `wait` is called with an absolute steady time and returns when it has come: `sleep_until` in
-    real time, a manual clock's advance in virtual time.
+    real time, a manual clock's advance in virtual time. `declare_passes` are the batches of a
+    declaration, each as long as the first line's pass.
     """
 
     def __init__(
         self, script: Sequence[Line], clock: Clock, wait: Callable[[int], None],
-        beats: ProgressWriter, limits: ModelLimits = LIMITS,
+        beats: ProgressWriter, limits: ModelLimits = LIMITS, *, declare_passes: int = 0,
     ) -> None:
         if not script:
             raise ValueError('a script has at least one line')
@@ -117,7 +143,10 @@ class ScriptedDecider:
         self._wait = wait
         self._beats = beats
         self._limits = limits
+        self._declare_passes = declare_passes
         self._turn = 0
+        self._interrupted = False
+        self._spoken: _Spoken | None = None
         self._spaces: OrderedDict[str, _Space] = OrderedDict()
 
     @property
@@ -125,13 +154,19 @@ class ScriptedDecider:
         """What the model would be able to do."""
         return self._limits
 
-    def declare(self, declaration: Declaration) -> Declared | DeclarationRejected:
+    def declare(
+        self, declaration: Declaration, between: Callable[[], None] = lambda: None
+    ) -> Declared | DeclarationRejected:
         """Keep a static part; the least recently used goes when there are too many."""
         space = _Space(declaration, tuple(tuple(a.split()) for a in declaration.answers))
         if not declaration.answers or len(set(space.words)) != len(space.words):
             return DeclarationRejected(
                 declaration.space, f'answers must be there and differ: {declaration.answers}'[:200]
             )
+        if declaration.space not in self._spaces:
+            for _ in range(self._declare_passes):
+                self._pass(Line(delay_ns=self._script[0].delay_ns), self._clock.now_ns())
+                between()
         self._spaces[declaration.space] = space
         self._spaces.move_to_end(declaration.space)
         if len(self._spaces) > MAX_SPACES:
@@ -145,6 +180,7 @@ class ScriptedDecider:
     ) -> Answer:
         """Answer as the next line of the script says."""
         started_ns = self._clock.now_ns()
+        self._spoken = None
         space = self._spaces.get(question.space)
         if space is None:
             return Refused(question.request, RefusedWhy.UNKNOWN_SPACE,
@@ -165,8 +201,9 @@ class ScriptedDecider:
             kept = tuple(s for s in kept if s.priority < least)
         line = self._script[self._turn % len(self._script)]
         self._turn += 1
+        partial = line.partial and bool(space.declaration.actions)
         passes_ns: list[int] = []
-        for _ in range(PASSES):
+        for _ in range(1 if partial else PASSES):
             if cancelled():
                 return Cancelled(question.request)
             began_ns = self._clock.now_ns()
@@ -174,6 +211,8 @@ class ScriptedDecider:
                 return Missed(question.request, MissedWhy.DEADLINE,
                               f'no time for pass {len(passes_ns) + 1}')
             self._pass(line, began_ns)
+            if self._interrupted:
+                return Cancelled(question.request)
             passes_ns.append(self._clock.now_ns() - began_ns)
         finished_ns = self._clock.now_ns()
         if finished_ns > question.deadline_ns:
@@ -181,19 +220,25 @@ class ScriptedDecider:
                           f'answer known {(finished_ns - question.deadline_ns) / MS:.1f} ms late')
         leaf = line.leaf % len(space.words)
         choices = space.path(leaf, line.share)
-        confidence = 1.0
+        if partial:
+            leaf, choices = space.partial(leaf, line.share)
+        confidence, others = 1.0, 0.0
         for point in choices:
-            confidence *= max(share for word, share in point.children
-                              if word == _word_after(space.words[leaf], point.prefix))
+            # What lies below a sibling is one answer with all its probability.
+            others = max(others, confidence * (1.0 - line.share) / (len(point.children) - 1))
+            confidence *= line.share
         decision = Decision(
             leaf=leaf, confidence=confidence, choices=choices,
-            tokens=TokenCounts(prompt=size, reused=0, evaluated=size, passes=PASSES),
+            tokens=TokenCounts(prompt=size, reused=0, evaluated=size, passes=len(passes_ns)),
             timings=Timings(received_ns, started_ns, finished_ns, 0, tuple(passes_ns)),
+            margin=confidence - others, plan='+'.join('1' * len(passes_ns)),
         )
         answer = Decided(
             question.request, decision,
             tuple(s.name for s in question.segments if s not in kept), self._limits.sha256,
+            partial=partial,
         )
+        self._spoken = _Spoken(question, line, space.declaration.text)
         if line.act is Act.NOT_FINITE:
             return replace(answer, decision=replace(decision, confidence=float('nan')))
         if line.act is Act.OTHER_REQUEST:
@@ -201,13 +246,44 @@ class ScriptedDecider:
         return answer
 
     def _pass(self, line: Line, began_ns: int) -> None:
+        end_ns = began_ns + line.delay_ns // PASSES
+        self._interrupted = False
         self._beats.begin(max(line.delay_ns // PASSES, self._limits.cost_fixed_ns))
         while line.act is Act.STALL:
             self._wait(self._clock.now_ns() + 100 * MS)
-        self._wait(began_ns + line.delay_ns // PASSES)
+        while not self._interrupted and (now_ns := self._clock.now_ns()) < end_ns:
+            self._wait(min(end_ns, now_ns + LOOK_NS))
         self._beats.end()
         if line.act is Act.FAIL:
             raise WorkerError('llama_decode returned -3: the script says so')
+
+    def speak(self, request: int, interrupted: Callable[[], bool]) -> Said | None:
+        """Return what the line of the last decision says, as far as there is time."""
+        spoken, self._spoken = self._spoken, None
+        if spoken is None or spoken.question.request != request:
+            return None
+        rules = spoken.rules
+        if not rules.max_tokens:
+            return None
+        words, said = spoken.line.text.split(), ''
+        for count, word in enumerate(words):
+            now_ns = self._clock.now_ns()
+            end_ns = now_ns + spoken.line.delay_ns // PASSES
+            longer = f'{said} {word}'.strip()
+            if (interrupted() or end_ns > spoken.question.deadline_ns
+                    or count == rules.max_tokens or len(longer) > rules.max_characters):
+                return Said(request, said, count, cut=True)
+            self._pass(Line(delay_ns=spoken.line.delay_ns), now_ns)
+            said = longer
+        return Said(request, said, len(words), cut=False)
+
+    def idle(self) -> bool:
+        """Return False: a script leaves nothing for later."""
+        return False
+
+    def interrupt(self) -> None:
+        """End the pass that runs, from any thread; what begins later is not meant."""
+        self._interrupted = True
 
     def forget(self, space: str) -> None:
         """Free what a declaration holds."""
@@ -218,5 +294,7 @@ class ScriptedDecider:
         self._spaces.clear()
 
 
-def _word_after(words: tuple[str, ...], prefix: str) -> str:
-    return (*words, '')[len(prefix.split())]
+def _common(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+    """Return how many words two answers begin with in common."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+                min(len(one), len(other)))

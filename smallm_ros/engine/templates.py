@@ -59,6 +59,8 @@ class Rendered:
     """Closes the user's turn and opens the assistant's."""
     end: int
     """The control token that ends an answer."""
+    between: list[int]
+    """From behind that token to where the next turn's user text begins."""
 
 
 _MISTRAL_V7_TEKKEN = Template(
@@ -99,6 +101,7 @@ def conversation(
         prefix=_tokens(model, [*before, *template.user[0]]),
         suffix=_tokens(model, [*template.user[1], *template.answer[0]]),
         end=model.control_token(template.end.text),
+        between=_tokens(model, [*template.answer[1][1:], *template.user[0]]),
     )
 
 

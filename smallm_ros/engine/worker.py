@@ -1,11 +1,12 @@
 """The process that owns the model: loads it, then answers questions on a Unix socket.
 
 Two threads. The main thread owns the model and counts what it does; it takes one piece of work at
-a time from the scheduler's desk. The socket thread owns the connections and never waits for the
-model: it greets while the model loads, refuses what came too late, and sends heartbeats that
-repeat the main thread's count, so that a heartbeat without progress shows a stall. Every question
-gets exactly one answer, whatever its client does. The supervisor alone starts this, and removes
-what it leaves.
+a time from the scheduler's desk. A question comes first: between two batches of a declaration, in
+place of the free text after an answer, before whatever can wait. The socket thread owns the
+connections and never waits for the model: it greets while the model loads, refuses what came too
+late, and sends heartbeats that repeat the main thread's count, so that a heartbeat without
+progress shows a stall. Every question gets exactly one answer, whatever its client does. The
+supervisor alone starts this, and removes what it leaves.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from smallm_ros.core.errors import FrameError, OperatorError, WorkerError
 from smallm_ros.core.exchange import (
     Answer,
     Cancel,
+    Decided,
     Declaration,
     DeclarationRejected,
     Declared,
@@ -333,11 +335,13 @@ def _work(
     gc.collect()
     gc.freeze()
     writer.ready()
-    desk.open()
+    desk.open(decider.interrupt)
     door.announce(decider.limits)
     while not desk.stopped:
         writer.idle()
-        work = desk.take(IDLE_TURN_S)
+        work = desk.take(0)
+        if work is None and not decider.idle():
+            work = desk.take(IDLE_TURN_S)
         if work is not None:
             _do(work, decider, desk, door, clock)
     for client, refused in desk.clear():
@@ -346,24 +350,46 @@ def _work(
 
 
 def _do(work: Work, decider: Decider, desk: Desk, door: Frontdoor, clock: Clock) -> None:
-    """Answer one piece of work. WorkerError passes through, after the question is answered."""
+    """Do one piece of work. WorkerError passes through, after a question is answered."""
     try:
-        if isinstance(work, Announced):
-            declared = decider.declare(work.declaration)
-            _post_declared(door, work, declared)
-        elif work.due_ns <= clock.now_ns():
-            door.post(work.client, too_late(work.question, clock.now_ns()))
+        if isinstance(work, Asked):
+            _answer(work, decider, desk, door, clock)
         else:
-            try:
-                answer = decider.decide(work.question, work.received_ns, desk.withdrawn)
-            except WorkerError as err:
-                door.post(work.client, Missed(
-                    work.question.request, MissedWhy.DECODE_FAILED, str(err)
-                ))
-                raise
-            _post_answer(door, work, answer)
+            declared = decider.declare(
+                work.declaration, lambda: _serve_between(decider, desk, door, clock)
+            )
+            _post_declared(door, work, declared)
     finally:
         desk.done()
+
+
+def _serve_between(decider: Decider, desk: Desk, door: Frontdoor, clock: Clock) -> None:
+    """Answer one question that waits while a declaration runs: one, so that both get on."""
+    asked = desk.take_question()
+    if asked is not None:
+        _do(asked, decider, desk, door, clock)
+
+
+def _answer(
+    asked: Asked, decider: Decider, desk: Desk, door: Frontdoor, clock: Clock
+) -> None:
+    """Answer a question, then send the free text that may follow, as far as there is time."""
+    question = asked.question
+    if asked.due_ns <= clock.now_ns():
+        door.post(asked.client, too_late(question, clock.now_ns()))
+        return
+    try:
+        answer = decider.decide(question, asked.received_ns, desk.withdrawn)
+    except WorkerError as err:
+        door.post(asked.client, Missed(question.request, MissedWhy.DECODE_FAILED, str(err)))
+        raise
+    if isinstance(_post_answer(door, asked, answer), Decided):
+        desk.answered()
+        said = decider.speak(question.request, desk.withdrawn)
+        if said is not None:
+            # A text that cannot travel is not worth a word: its answer is there.
+            with contextlib.suppress(FrameError):
+                door.post(asked.client, said)
 
 
 def _post_declared(
@@ -375,7 +401,8 @@ def _post_declared(
         door.post(work.client, DeclarationRejected(work.declaration.space[:200], str(err)))
 
 
-def _post_answer(door: Frontdoor, work: Asked, answer: Answer) -> None:
+def _post_answer(door: Frontdoor, work: Asked, answer: Answer) -> Answer:
+    """Send the one answer of a question; return what was sent."""
     request = work.question.request
     if answer.request != request:
         answer = Missed(request, MissedWhy.DECODE_FAILED,
@@ -383,7 +410,9 @@ def _post_answer(door: Frontdoor, work: Asked, answer: Answer) -> None:
     try:
         door.post(work.client, answer)
     except FrameError as err:
-        door.post(work.client, Missed(request, MissedWhy.NOT_FINITE, str(err)))
+        answer = Missed(request, MissedWhy.NOT_FINITE, str(err))
+        door.post(work.client, answer)
+    return answer
 
 
 def say(line: str) -> None:

@@ -22,6 +22,7 @@ from smallm_ros.replay.report import (
     Run,
     Shape,
     Span,
+    answer_rows,
     check_promises,
     fallbacks,
     machine_line,
@@ -69,7 +70,7 @@ def page(run: Run) -> str:
             f'<div id="{key}" class="figure"></div></section>'
             for key, name, what, _ in figures
         ),
-        _causes(statistics, found), _ages(statistics), _foot(run),
+        _causes(statistics, found), _answers(statistics), _ages(statistics), _foot(run),
     ))
     plots = ''.join(
         f'Plotly.newPlot("{key}",{_json(traces)},{_json(layout)},'
@@ -181,6 +182,17 @@ def _causes(statistics: Statistics, found: Sequence[Span]) -> str:
         + _table(('state', 'seconds'), seconds, text_columns=1)
         + '</div></section>'
     )
+
+
+def _answers(statistics: Statistics) -> str:
+    rows = [(name, html.escape(text)) for name, text in answer_rows(statistics)]
+    what = (
+        'Partial: cut short by the deadline, with the declared parameters. Plans: levels of '
+        'choice a pass. Margin: the lead over the likeliest other answer.'
+    )
+    return f'<section><h2>Answers</h2><p class="what">{what}</p>' + _table(
+        ('', ''), rows, text_columns=2
+    ) + '</section>'
 
 
 def _ages(statistics: Statistics) -> str:
@@ -345,7 +357,8 @@ def _course(run: Run) -> tuple[list[Trace], Trace]:
 def _hover(record: DecisionRecord) -> str:
     if record.outcome == 'decided':
         words = ' '.join((record.action, *record.parameters.values()))
-        return html.escape(f'{words}, {record.latency_ns / MS:.0f} ms')
+        cut = ', partial' if record.partial else ''
+        return html.escape(f'{words}, {record.latency_ns / MS:.0f} ms{cut}')
     return html.escape(f'{record.outcome}: {record.why}')
 
 

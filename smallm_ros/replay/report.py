@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, Protocol
 
-from smallm_ros.core.action import Applied
+from smallm_ros.core.action import Applied, Decision
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.decision_record import DecisionRecord, Percentiles, Statistics, summarise
 from smallm_ros.core.errors import OperatorError, PackageMissingError
@@ -31,8 +31,8 @@ SCHEMA_VERSION = 1
 COLUMNS = 99
 LISTED = 5
 """Causes that the table for the terminal names; the report has them all."""
-MAX_PASSES = 2
-"""One for what changed, one for the parameters (design.md, P6)."""
+SHALLOW_PASSES = 2
+"""One for what changed, one for the parameters; a deeper tree may take one a choice (P6)."""
 PACKAGES = (
     'smallm_ros', 'llama-cpp-python', 'ros-rclpy', 'mujoco', 'rosbags', 'mcap', 'msgpack', 'numpy',
     'pydantic',
@@ -274,8 +274,7 @@ def check_promises(run: Run) -> tuple[Promise, ...]:
                  [max(0.0, (r.ended_ns - r.deadline_ns) / MS) for r in decided]),
         _at_most('velocity, share of the envelope', '%', 100.0,
                  [100 * _share(policy, a) for a in run.applied]),
-        _at_most('forward passes of a decision', '', float(MAX_PASSES),
-                 [float(r.decision.tokens.passes) for r in decided if r.decision is not None]),
+        _passes_promise([r.decision for r in decided if r.decision is not None]),
     ]
     if run.collisions is not None:
         found.append(Promise('collisions', '', 0.0, float(run.collisions), run.collisions, 1))
@@ -286,6 +285,18 @@ def _at_most(name: str, unit: str, limit: float, values: Sequence[float]) -> Pro
     return Promise(
         name=name, unit=unit, limit=limit, worst=max(values, default=None),
         violations=sum(value > limit + 1e-6 for value in values), n=len(values),
+    )
+
+
+def _passes_promise(decisions: Sequence[Decision]) -> Promise:
+    """Return the promise of the passes, whose limit is a decision's own: its levels of choice."""
+    limits = [max(SHALLOW_PASSES, len(d.choices)) for d in decisions]
+    passes = [d.tokens.passes for d in decisions]
+    return Promise(
+        name='forward passes of a decision', unit='',
+        limit=float(max(limits, default=SHALLOW_PASSES)),
+        worst=max(map(float, passes), default=None),
+        violations=sum(n > limit for n, limit in zip(passes, limits, strict=True)), n=len(passes),
     )
 
 
@@ -432,6 +443,7 @@ def table(run: Run) -> str:
     evaluated, reused = _p50(statistics.evaluated_tokens), _p50(statistics.reused_tokens)
     rows.append(('passes', (f'at most {statistics.passes_max}; tokens p50 {evaluated} evaluated, '
                            f'{reused} reused')))
+    rows += answer_rows(statistics)
     rows += [
         (f'age {sensor}', f'{_percentiles(age)} ms') for sensor, age in statistics.ages_ms.items()
     ]
@@ -496,6 +508,20 @@ def latency_line(latency_ms: Percentiles | None, budget_ms: float) -> str:
         f'p50 {latency_ms.p50:.0f}  p90 {latency_ms.p90:.0f}  p99 {latency_ms.p99:.0f} '
         f'(n={latency_ms.n}{thin})  max {latency_ms.max:.0f} ms; budget {budget_ms:g} ms'
     )
+
+
+def answer_rows(statistics: Statistics) -> list[tuple[str, str]]:
+    """Return how the answers came about: partial ones, plans, guesses, margins; (name, text)."""
+    rows = [('partial', f'{statistics.partial} of {statistics.served} decisions')]
+    if statistics.plans:
+        rows.append(('plans', ', '.join(f'{n} x {plan}' for plan, n in statistics.plans.items())))
+    if statistics.guessed_tokens:
+        rows.append(('guesses', (f'{statistics.accepted_tokens} of {statistics.guessed_tokens} '
+                                 'guessed tokens were right')))
+    if statistics.margin is not None and statistics.margin_least is not None:
+        rows.append(('margin', (f'p50 {statistics.margin.p50:.2f}, least '
+                                f'{statistics.margin_least:.2f} of probability')))
+    return rows
 
 
 def _percentiles(values: Percentiles) -> str:

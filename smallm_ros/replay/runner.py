@@ -22,8 +22,20 @@ from smallm_ros.core.exchange import Cancel, Declaration, EngineEvent, ModelLimi
 from smallm_ros.core.facts import CommandArrival, Inputs, StatusArrival
 from smallm_ros.core.gate import Gate
 from smallm_ros.core.observation import Odometry, Received
-from smallm_ros.core.pilot import Ask, Declare, Do, Identity, Pilot, Record, Send, Tell, Withdraw
+from smallm_ros.core.pilot import (
+    Ask,
+    Declare,
+    Do,
+    Identity,
+    Pilot,
+    Record,
+    Say,
+    Send,
+    Tell,
+    Withdraw,
+)
 from smallm_ros.core.policy import Policy
+from smallm_ros.record.writer import Entry
 from smallm_ros.replay.bag import Bag, Recorded
 
 READY_LIMIT_NS = 1800 * SECOND
@@ -96,16 +108,16 @@ def replay(
     pace: Pace,
     identity: Identity,
     *,
-    record: Callable[[DecisionRecord], object],
+    record: Callable[[Entry], object],
     say: Callable[[str], None],
     check_engine: Callable[[], None],
     limit_ns: int | None = None,
 ) -> Replayed:
     """Replay `bag`, or its first `limit_ns`, once the engine is ready.
 
-    `record` gets each decision's record as it ends, `say` a line of progress each second;
-    `check_engine` raises when the engine cannot come back. Raises PolicyError when the engine
-    rejects the policy, OperatorError when it does not become ready.
+    `record` gets the model, and each record and text as it comes; `say` gets a line of progress
+    each second; `check_engine` raises when the engine cannot come back. Raises PolicyError when
+    the engine rejects the policy, OperatorError when it does not become ready.
     """
     return _Replay(bag, policy, engine, pace, identity, record, say, check_engine).run(limit_ns)
 
@@ -113,7 +125,7 @@ def replay(
 class _Replay:
     def __init__(
         self, bag: Bag, policy: Policy, engine: Engine, pace: Pace, identity: Identity,
-        record: Callable[[DecisionRecord], object], say: Callable[[str], None],
+        record: Callable[[Entry], object], say: Callable[[str], None],
         check_engine: Callable[[], None],
     ) -> None:
         self._bag = bag
@@ -214,6 +226,7 @@ class _Replay:
         for event in self._engine.poll(now_ns):
             if isinstance(event, ModelLimits):
                 self._model = event
+                self._record(event)
             self._do(self._pilot.receive(event, now_ns), now_ns)
 
     def _due_ns(self, recorded: Recorded, begin_ns: int) -> int:
@@ -274,6 +287,8 @@ class _Replay:
                         self._question = None
                     self._records.append(record)
                     self._record(record)
+                case Say():
+                    self._record(thing)
 
     def _progress_line(self, elapsed_ns: int, length_ns: int) -> str:
         ended = len(self._records)

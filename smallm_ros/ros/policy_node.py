@@ -16,7 +16,9 @@ help. SIGTERM and SIGINT deactivate it, so that the watchdog is told before the 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
+import json
 import os
 import secrets
 import select
@@ -25,7 +27,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from types import FrameType
@@ -45,13 +46,24 @@ from std_msgs.msg import String
 from smallm_ros import process, steady
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.errors import DroppedError, FrameError, OperatorError, PolicyError
-from smallm_ros.core.exchange import Cancel, DeclarationRejected
+from smallm_ros.core.exchange import Cancel, DeclarationRejected, ModelLimits
 from smallm_ros.core.observation import Quality, Reading, Received, StampFault
-from smallm_ros.core.pilot import Ask, Declare, Do, Identity, Pilot, Record, Send, Tell, Withdraw
+from smallm_ros.core.pilot import (
+    Ask,
+    Declare,
+    Do,
+    Identity,
+    Pilot,
+    Record,
+    Say,
+    Send,
+    Tell,
+    Withdraw,
+)
 from smallm_ros.core.policy import Policy, Sensor, load_policy
 from smallm_ros.engine.client import EngineClient
 from smallm_ros.engine.wire import default_socket
-from smallm_ros.record.writer import RecordWriter
+from smallm_ros.record.writer import Entry, RecordWriter
 from smallm_ros.ros import convert, diagnostics, qos
 from smallm_ros.ros.messages import MESSAGES
 from smallm_ros.ros.params import declare, refuse_clock_changes
@@ -61,7 +73,7 @@ FAREWELL_NS = 200 * MS
 """How long the end of the process waits for the watchdog to have heard of it."""
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class _Ear:
     """What one sensor's subscription keeps between two steps."""
 
@@ -73,7 +85,7 @@ class _Ear:
     """Why the last message was dropped; empty when it was not."""
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class _Parts:
     """All that exists from configure to cleanup."""
 
@@ -85,6 +97,11 @@ class _Parts:
     ears: dict[str, _Ear]
     held: contextlib.ExitStack
     """Closes and destroys all of it."""
+
+    def keep(self, entry: Entry) -> None:
+        """Record it, where anything is recorded."""
+        if self.writer is not None:
+            self.writer.put_nowait(entry)
 
 
 Transition = Callable[['PolicyNode', LifecycleState], TransitionCallbackReturn]
@@ -125,6 +142,7 @@ class PolicyNode(LifecycleNode):
         self._command = self.create_publisher(String, '~/command', qos.COMMAND)
         self._status = self.create_publisher(String, '~/status', qos.STATUS)
         self._decision = self.create_publisher(String, '~/decision', qos.DECISION)
+        self._say = self.create_publisher(String, '~/say', qos.SAY)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._parts: _Parts | None = None
         self._said = ''
@@ -205,13 +223,14 @@ class PolicyNode(LifecycleNode):
             for name, sensor in policy.sensors.items():
                 held.callback(
                     self.destroy_subscription, self._subscribe(name, sensor, ears[name]))
+            pilot = Pilot(policy, identity)
             writer = None
             if self._record_dir:  # the last: what fails before it leaves no empty file
                 name = f'decisions-{steady.wall_text()}-{identity.session}.mcap'
-                writer = RecordWriter(Path(self._record_dir) / name)
+                writer = RecordWriter(Path(self._record_dir) / name, pilot.declaration)
                 held.callback(writer.close)
             return _Parts(
-                policy=policy, pilot=Pilot(policy, identity), client=client, waker=waker,
+                policy=policy, pilot=pilot, client=client, waker=waker,
                 writer=writer, ears=ears, held=held.pop_all(),
             )
 
@@ -270,6 +289,8 @@ class PolicyNode(LifecycleNode):
             return
         now_ns = steady.now_ns()
         for event in parts.client.poll(now_ns):
+            if isinstance(event, ModelLimits):
+                parts.keep(event)
             self._do(parts.pilot.receive(event, now_ns))
             self._say_engine(parts.pilot)
         self._watch(parts)
@@ -309,8 +330,10 @@ class PolicyNode(LifecycleNode):
                     self._status.publish(String(data=status.to_json()))
                 case Record(record):
                     self._decision.publish(String(data=record.model_dump_json()))
-                    if parts.writer is not None:
-                        parts.writer.put_nowait(record)
+                    parts.keep(record)
+                case Say():
+                    self._say.publish(String(data=json.dumps(dataclasses.asdict(thing))))
+                    parts.keep(thing)
 
     def _sent(self, send: Callable[[Any], bool], item: object) -> bool:
         try:
@@ -371,6 +394,7 @@ class PolicyNode(LifecycleNode):
             'last outcome': pilot.last_outcome,
             'late answers': str(pilot.late_answers),
             'skipped ticks': str(pilot.skipped_ticks),
+            'dropped texts': str(pilot.dropped_texts),
         }
         if writer is not None:
             values |= {

@@ -35,6 +35,7 @@ class HistoryModel:
     n_batch = 512
     threads = 1
     gpu_layers = 0
+    abortable = True
 
     def __init__(self, n_ctx: int = 4096, n_seq_max: int = 64,
                  on_evaluate: Callable[[Batch], None] = lambda batch: None) -> None:
@@ -43,6 +44,7 @@ class HistoryModel:
         self.on_evaluate = on_evaluate
         self.poison = False
         self.fail_with: int | None = None
+        self.aborted = False
         self._cells: list[_Cell] = []
 
     def tokenize(self, text: str) -> list[int]:
@@ -58,7 +60,16 @@ class HistoryModel:
 
     def evaluate(self, batch: Batch) -> npt.NDArray[np.float32]:
         assert 0 < len(batch.tokens) <= self.n_batch
+        self.aborted = False
         self.on_evaluate(batch)
+        if self.aborted:
+            # As llama.cpp may leave it: a part of the batch is in the cache.
+            for token, position, sequences in zip(
+                batch.tokens, batch.positions, batch.sequences, strict=True
+            ):
+                if token % 2:
+                    self._cells.append(_Cell(token, position, set(sequences)))
+            raise DecodeError(2)
         if self.fail_with is not None:
             code, self.fail_with = self.fail_with, None
             raise DecodeError(code)
@@ -89,6 +100,12 @@ class HistoryModel:
                     cell.sequences.clear()
                 cell.sequences.discard(sequence)
         self._cells = [cell for cell in self._cells if cell.sequences]
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def llguidance_tokenizer(self) -> object:
+        raise NotImplementedError('bytes have no grammar here')
 
     def close(self) -> None:
         self._cells.clear()

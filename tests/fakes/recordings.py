@@ -16,6 +16,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from smallm_ros.core.action import Decision, Timings, TokenCounts
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.decision_record import DecisionRecord, Outcome
+from smallm_ros.core.exchange import Declaration
 from smallm_ros.core.policy import Policy, parse_policy
 
 SHARED_BAGS = Path(__file__).resolve().parents[3] / 'shared' / 'bags'
@@ -48,6 +49,14 @@ def policy_with(old: str, new: str) -> Policy:
     """Return the policy above with one stretch of its text replaced."""
     assert old.encode() in POLICY
     return parse_policy(POLICY.replace(old.encode(), new.encode()), 'small.yaml')
+
+
+def a_declaration(space: str = 'small-1', **more: Any) -> Declaration:
+    """Return a declaration of two answers, whose leaf 1 is what `a_record` decided."""
+    return Declaration(
+        space=space, system='Drive.', examples=(('free', 'forward'),),
+        answers=('stop', 'forward'), max_prompt_tokens=100, **more,
+    )
 
 
 def write_bag(
@@ -140,8 +149,15 @@ def a_record(
     why: str = '',
     passes: int = 1,
     command: int = 1,
+    guess: tuple[int, int] = (0, 0),
+    margin: float = 0.8,
+    plan: str = '1',
+    partial: bool = False,
 ) -> DecisionRecord:
-    """Return a record whose reading arrived 20 ms before the tick, with a budget of 300 ms."""
+    """Return a record whose reading arrived 20 ms before the tick, with a budget of 300 ms.
+
+    `guess` is (guessed, accepted) tokens.
+    """
     arrival_ns = tick_ns - 20 * MS
     ended_ns = arrival_ns + round(latency_ms * MS)
     decided = outcome == 'decided'
@@ -154,8 +170,11 @@ def a_record(
         linear_x_m_s=0.1 if decided else 0.0,
         decision=Decision(
             leaf=1, confidence=0.9, choices=(),
-            tokens=TokenCounts(prompt=200, reused=150, evaluated=56, passes=passes),
+            tokens=TokenCounts(200, 150, 56, passes, *guess),
             timings=Timings(tick_ns, tick_ns, ended_ns, 10_000, (5 * MS,) * passes),
+            margin=margin, plan=plan,
         ) if decided else None,
         model_sha256='ab' * 32 if decided else '',
+        space='small-1', partial=partial and decided, ids=(11, 12, 13) if decided else (),
+        prior='reference:abcd' if decided else 'none',
     )

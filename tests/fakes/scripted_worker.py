@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument('--script', default='[{}]')
     parser.add_argument('--load-until', type=Path, help='load until this file is there')
     parser.add_argument('--load', choices=('good', 'bad-file', 'crash', 'hang'), default='good')
+    parser.add_argument('--declare-passes', type=int, default=0)
     options = parser.parse_args()
     lines = [
         Line(**{**fields, 'act': Act(fields.get('act', 'decide'))})
@@ -42,7 +43,9 @@ def main() -> int:
             raise RuntimeError('the script says so')
         while options.load == 'hang':
             sleep_until(now_ns() + 100 * MS)
-        return ScriptedDecider(lines, clock, sleep_until, writer)
+        return ScriptedDecider(
+            lines, clock, sleep_until, writer, declare_passes=options.declare_passes
+        )
 
     return serve(place(options), load, SteadyClock())
 

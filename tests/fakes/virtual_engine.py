@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from smallm_ros.core.clock import MS, SECOND, ManualClock
 from smallm_ros.core.exchange import (
     Cancel,
+    Decided,
     Declaration,
     EngineEvent,
     EngineLost,
@@ -85,6 +86,10 @@ class VirtualEngine:
                 answer = self._decider.decide(item, now_ns, lambda: False)
                 self._busy = (began_ns, self._mind.now_ns())
                 self._come(self._mind.now_ns(), answer)
+                if isinstance(answer, Decided):
+                    said = self._decider.speak(item.request, lambda: False)
+                    if said is not None:
+                        self._come(self._mind.now_ns(), said)
         return True
 
     def close(self) -> None:

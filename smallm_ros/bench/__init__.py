@@ -1,0 +1,1 @@
+"""The engine measured beside others, on the same machine, in one run."""

@@ -1,0 +1,144 @@
+"""One decision on its way through the tree: what the passes have told so far, and what follows.
+
+Nothing here evaluates anything. The probabilities of each known choice are kept as logarithms, so
+that those of an answer are a sum; of a choice that is not known yet it counts what stands above
+it, because no answer below can be worth more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from smallm_ros.core.action import ChoicePoint
+from smallm_ros.core.exchange import Decide
+from smallm_ros.core.tree import ROOT
+from smallm_ros.engine.model import Model
+from smallm_ros.engine.prior import Scores
+from smallm_ros.engine.space import Space
+
+GONE = -1
+"""A lane that was given back during the decision."""
+
+
+@dataclass(slots=True)
+class Walk:
+    """What is known of one decision."""
+
+    space: Space
+    tokens: list[int]
+    """Of the whole prompt."""
+    shares: dict[int, Scores] = field(default_factory=dict)
+    """For each choice that is known, the logarithms of its children's probabilities."""
+    lanes: dict[int, int] = field(default_factory=dict)
+    """For each tree node that was evaluated, a sequence that holds the way to it; or GONE."""
+    held: dict[int, int] = field(default_factory=dict)
+    """How many positions each of those sequences holds."""
+    passes_ns: list[int] = field(default_factory=list)
+    evaluated: int = 0
+
+    def reached(self) -> int:
+        """Return the leaf's node that is decided, or the choice that must be known next."""
+        if self.space.declaration.decide is Decide.GREEDY:
+            return self.greedy()
+        return max(self._outcomes(), key=lambda each: (each[0], -self._order(each[1])))[1]
+
+    def greedy(self) -> int:
+        """Return where the likeliest child of each choice leads, as far as it is known."""
+        nodes, at = self.space.tree.nodes, ROOT
+        while nodes[at].leaf < 0:
+            if not nodes[at].is_choice:
+                at = nodes[at].children[0]
+            elif at in self.shares:
+                at = nodes[at].children[int(self.shares[at].argmax())]
+            else:
+                break
+        return at
+
+    def standing(self, node: int) -> tuple[float, float]:
+        """Return the probability of what was reached, and its margin over all else."""
+        nodes, way = self.space.tree.nodes, {node, *self.space.tree.path(node)}
+        mine, others = -math.inf, -math.inf
+        todo = [(0.0, ROOT)]
+        while todo:
+            log_share, at = todo.pop()
+            if log_share <= others and at not in way:
+                continue
+            while len(nodes[at].children) == 1:
+                at = nodes[at].children[0]
+            shares = self.shares.get(at)
+            if shares is not None:
+                # Last in, first out: the likeliest is looked into first, and rules others out.
+                each = sorted(zip((log_share + shares).tolist(), nodes[at].children, strict=True))
+                todo += [pair for pair in each if pair[0] > others or pair[1] in way]
+            elif at == node:
+                mine = log_share
+            else:
+                others = max(others, log_share)
+        share = min(1.0, math.exp(mine))
+        return share, max(-1.0, share - math.exp(others))
+
+    def level(self, top: int) -> int:
+        """Return how many choices are decided above `top`."""
+        tree = self.space.tree
+        return sum(tree.nodes[n].is_choice for n in (ROOT, *tree.path(tree.nodes[top].parent)))
+
+    def unevaluated(self, node: int) -> int:
+        """Return the first node on the way to `node` that no pass has evaluated."""
+        nodes, top = self.space.tree.nodes, node
+        while nodes[top].parent != ROOT and nodes[top].parent not in self.lanes:
+            top = nodes[top].parent
+        return top
+
+    def points(self, model: Model, path: Sequence[int]) -> Iterator[ChoicePoint]:
+        """Yield the softmax of each choice that was decided on the way along `path`."""
+        nodes = self.space.tree.nodes
+        for node in (ROOT, *path[:-1]):
+            if nodes[node].is_choice:
+                shares = np.exp(self.shares[node]).tolist()
+                yield ChoicePoint(
+                    prefix=self.space.answer_so_far(model, node),
+                    children=tuple(
+                        (self.space.text(model, child), share)
+                        for child, share in zip(nodes[node].children, shares, strict=True)
+                    ),
+                )
+
+    def _outcomes(self) -> list[tuple[float, int]]:
+        """Return (logarithm of the probability, node) of each leaf and each unknown choice."""
+        nodes = self.space.tree.nodes
+        out: list[tuple[float, int]] = []
+        todo = [(0.0, ROOT)]
+        while todo:
+            log_share, at = todo.pop()
+            while len(nodes[at].children) == 1:
+                at = nodes[at].children[0]
+            shares = self.shares.get(at)
+            if shares is None:
+                out.append((log_share, at))
+            else:
+                todo += zip((log_share + shares).tolist(), nodes[at].children, strict=True)
+        return out
+
+    def _order(self, node: int) -> int:
+        """Return the place of a node among equals: that of the first answer below it."""
+        nodes = self.space.tree.nodes
+        while nodes[node].leaf < 0:
+            node = nodes[node].children[0]
+        return nodes[node].leaf
+
+
+def among(logits: npt.NDArray[np.float32], tokens: npt.NDArray[np.intp]) -> Scores:
+    """Return the logits of the admissible tokens, of a row as long as the vocabulary."""
+    return logits[tokens].astype(np.float64)
+
+
+def log_shares(scores: Scores) -> Scores:
+    """Return the logarithms of the softmax of `scores`."""
+    top = scores.max()
+    shares: Scores = scores - (top + math.log(np.exp(scores - top).sum()))
+    return shares
