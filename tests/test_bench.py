@@ -6,15 +6,17 @@ import dataclasses
 import importlib.util
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from smallm_ros.bench import document, page, table
 from smallm_ros.bench.canary import STEP_NS, Rule, Step
 from smallm_ros.bench.names import FLOOR_B, FLOORS, ONE, OURS, SERVER, TWO, WORDS
-from smallm_ros.bench.observations import AsJson, cases
+from smallm_ros.bench.observations import AsJson, _worded, cases, in_words
 from smallm_ros.bench.predict import THIS, predict
 from smallm_ros.bench.result import (
     DIFFERS,
@@ -32,7 +34,10 @@ from smallm_ros.bench.shot import Shot
 from smallm_ros.core.action import ActionSpace
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.errors import OperatorError
-from smallm_ros.core.policy import load_policy
+from smallm_ros.core.exchange import Segment
+from smallm_ros.core.observation import Scan
+from smallm_ros.core.policy import ScanSensor, load_policy
+from smallm_ros.core.summary.scan import text
 from smallm_ros.replay.report import Machine
 
 POLICIES = Path(__file__).resolve().parent.parent / 'config' / 'policies'
@@ -238,6 +243,19 @@ def test_the_sentence_says_what_the_compact_text_says() -> None:
                 if word[0].isdigit() or word in ('blocked', 'near'):
                     assert word in case.sentence, case
             assert case.sentence.endswith('.') and len(case.sentence) > len(case.compact)
+
+
+def test_the_words_are_what_the_summariser_says_with_bins() -> None:
+    policy = load_policy(POLICY)
+    worded = in_words(policy)
+    scan, binned = policy.sensors['scan'], worded.sensors['scan']
+    assert isinstance(scan, ScanSensor) and isinstance(binned, ScanSensor) and binned.bins
+    beams = np.array([0.4, 0.75, 2.0, 20.0, 1.4, 0.3, 0.9] * 52, np.float32)[:360]
+    for shift in range(0, 360, 23):
+        seen = Scan(0, '', -math.pi, math.radians(1), 0.1, 12.0, np.roll(beams, shift))
+        metres, words = text(scan, seen), text(binned, seen)
+        segment = _worded(policy, Segment('scan', f'scan: {metres}\n', 0))
+        assert segment.text == f'scan: {words}\n'
 
 
 def test_every_answer_goes_to_json_and_back() -> None:

@@ -148,7 +148,7 @@ def history_bench() -> Bench:
     model = HistoryModel(on_evaluate=batch_goes_in)
     costs = CostModel([(1, MS), (512, 512 * MS)])
     decider = TreeDecider(
-        model, 'mistral-v7-tekken', costs, writer, clock, alarm=VirtualAlarm()
+        model, 'mistral-v7-tekken', costs, writer, clock, alarm=VirtualAlarm(clock)
     )
     writer.ready()
     bench = Bench(decider, clock.now_ns, page, 10 * SECOND, speaks=False)

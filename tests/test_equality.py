@@ -47,7 +47,7 @@ def compare(
     try:
         with decider(name) as ours:
             case.declare(ours)
-            bias = dict(ours._spaces[case.declaration.space].bias)
+            bias = dict(ours.bias(case.declaration.space))
             for number, observation in enumerate(case.observations):
                 ours._passes = layouts[number % len(layouts)]
                 answer = ours.decide(case.question(number), now_ns(), lambda: False)
@@ -93,7 +93,7 @@ def test_an_abort_at_any_moment_leaves_a_fresh_engine(
     try:
         with decider(name) as ours:
             case.declare(ours)
-            bias = dict(ours._spaces[case.declaration.space].bias)
+            bias = dict(ours.bias(case.declaration.space))
             began_ns = now_ns()
             ours.decide(case.question(0), now_ns(), lambda: False)
             usual_ns = now_ns() - began_ns

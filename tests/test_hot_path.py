@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,18 +14,21 @@ from hypothesis import strategies as st
 from smallm_ros.core.clock import MS
 from smallm_ros.core.exchange import (
     Cancelled,
+    Correction,
     Decide,
     Decided,
     Declaration,
+    DeclarationRejected,
     Declared,
     Missed,
     MissedWhy,
     Refused,
+    RefusedWhy,
 )
 from smallm_ros.core.passes import Passes
 from smallm_ros.engine.decode import HANDOVER_NS
 from smallm_ros.engine.history import History
-from smallm_ros.engine.kv import FIRST_LANE
+from smallm_ros.engine.kv import FIRST_LANE, LEAST_BATCH
 from smallm_ros.engine.templates import conversation
 from tests.fakes.decider_bench import ANSWERS, TEMPLATE, Bench, stepwise
 from tests.fakes.history_model import HistoryModel
@@ -190,9 +195,36 @@ def test_a_withdrawal_ends_the_batch_in_flight() -> None:
     answer = bench.decider.decide(asked, bench.clock.now_ns(), lambda: bool(withdrawn))
     assert answer == Cancelled(asked.request)
     assert len(withdrawn) == 1, 'one batch, and that was not finished'
-    assert bench.model.aborted
     bench.on_batch = lambda: None
     assert bench.decided('scan near').decision.leaf == stepwise(ANSWERS, ('scan near',))
+
+
+def test_a_deadline_that_passes_while_the_batch_is_made_is_not_lost() -> None:
+    bench = Bench()
+    bench.declare()
+    rewind = bench.decider._kv.rewind
+
+    def slow(*args: Any) -> None:
+        bench.clock.advance_ms(60)
+        bench.alarm.look(bench.clock.now_ns())
+        rewind(*args)
+
+    bench.decider._kv.rewind = slow  # type: ignore[method-assign]
+    missed = bench.ask(bench.question('scan far', ms=50))
+    assert isinstance(missed, Missed)
+    assert bench.alarm.fired == 1
+
+
+def test_what_was_withdrawn_while_the_batch_is_made_never_runs() -> None:
+    bench = Bench()
+    bench.declare()
+    bench.decided('a')
+    batches = len(bench.batches)
+    asks = itertools.count()
+    answer = bench.decider.decide(
+        bench.question('scan far'), bench.clock.now_ns(), lambda: next(asks) >= 1)
+    assert isinstance(answer, Cancelled)
+    assert len(bench.batches) == batches
 
 
 def test_an_interrupt_while_nothing_runs_harms_nobody() -> None:
@@ -274,6 +306,34 @@ def test_a_pass_that_overruns_leaves_a_partial_answer_in_time() -> None:
     assert isinstance(answer, Decided)
     assert answer.partial
     assert bench.clock.now_ns() == question.deadline_ns - HANDOVER_NS
+
+
+def test_best_is_partial_only_when_no_other_action_can_win() -> None:
+    names = ('b', *(f'a {p} {q}' for p in 'uvw' for q in 'xyz'))
+    actions, departures = (0, *(1,) * 9), (0, 0, 1, 1, 2, 3, 3, 2, 3, 3)
+    partial = 0
+    for turn in range(300):
+        bench = Bench(n_seq_max=FIRST_LANE + 1)
+        bench.declare(names, decide=Decide.BEST, actions=actions, departures=departures)
+        shares = probabilities(names, f'{turn}')
+        best = max(range(len(names)), key=lambda i: shares[i])
+        answer = bench.ask(bench.question(f'{turn}', ms=HANDOVER_NS / MS + 5 + turn % 9))
+        if isinstance(answer, Decided):
+            assert actions[answer.decision.leaf] == actions[best]
+            partial += answer.partial
+    assert partial > 2, 'there was hardly a partial answer, so this showed little'
+
+
+def test_actions_that_begin_alike_are_not_begun_without_time_for_them() -> None:
+    names = ('turn left a', 'turn left b', 'turn right a', 'turn right b')
+    bench = Bench(passes=Passes.LEVELS)
+    bench.declare(names, actions=(0, 0, 1, 1), departures=(0, 1, 0, 1))
+    assert bench.decider._spaces['room'].action_levels == 1
+    alike = ('go ab x', 'go ab y', 'go a', 'go b x', 'go b y')
+    bench.declare(alike, space='alike', actions=(0, 0, 1, 2, 2), departures=(0, 1, 0, 0, 1))
+    assert bench.decider._spaces['alike'].action_levels == 2
+    answer = bench.ask(bench.question('q', ms=HANDOVER_NS / MS + 4, space='alike'))
+    assert isinstance(answer, Refused)
 
 
 # --- what can wait ----------------------------------------------------------------------------
@@ -414,6 +474,98 @@ def test_kv_is_bounded_whatever_happens(asked: list[tuple[str, int, int]]) -> No
         space = bench.decider._spaces['room']
         turn = 8 + len(space.prompt.suffix) + len('right fast') + 1 + len(space.prompt.between)
         assert bench.model.cells <= len(space.prompt.prefix) + 9 + History.most(3) * turn
+
+
+def test_a_history_that_overflows_is_forgotten_whole_and_costs_no_more() -> None:
+    bench = Bench(n_ctx=16_384)
+    told = bench.decider.declare(
+        Declaration('room', 'drive', (), ANSWERS, 400, history=1, actions=(0, 0, 1, 1, 2),
+                    departures=(0, 1, 0, 1, 0)))
+    assert isinstance(told, Declared)
+    for turn in range(20):
+        text = f'front: {str(turn % 10) * 380}'
+        decision = bench.decided(text).decision
+        assert decision.tokens.evaluated < 450, turn
+    assert bench.decider._spaces['room'].history.forgotten > 3
+
+
+def test_a_second_mission_leaves_room_for_the_first() -> None:
+    bench = Bench(n_ctx=560)
+    bench.declare()
+    long = 'x' * 180
+    told = bench.decider.declare(Declaration('B', 's' * 400, (), ANSWERS, 20))
+    assert isinstance(told, Declared)
+    answer = bench.ask(bench.question(long))
+    assert isinstance(answer, Refused)
+    assert answer.why is RefusedWhy.UNKNOWN_SPACE, 'it made way, and its client is told so'
+
+
+def test_a_declaration_after_questions_does_not_end_the_worker() -> None:
+    bench = Bench(n_ctx=1500)
+    bench.declare(history=1)
+    for _ in range(2):
+        bench.decided('x' * 190)
+    told = bench.decider.declare(Declaration('B', 's' * 1250, (), ANSWERS, 20))
+    assert isinstance(told, Declared)
+    bench.model.fail_with = 1
+    told = bench.decider.declare(Declaration('C', 's', (), ANSWERS, 20))
+    assert isinstance(told, DeclarationRejected)
+    assert 'no room' in told.why
+
+
+def test_idle_work_that_finds_no_room_is_given_up() -> None:
+    bench = Bench(n_ctx=16_384)
+    bench.declare(history=3)
+    for turn in range(6):
+        bench.decided(f'scan {turn}')
+    bench.model.fail_with = 1
+    assert not bench.decider.idle()
+    assert bench.decided('a').decision.leaf == stepwise(ANSWERS, ('a',))
+
+
+@pytest.mark.parametrize('passes', list(Passes))
+@pytest.mark.parametrize('lanes', [0, 1, 3, 6])
+def test_no_token_is_ever_alone(passes: Passes, lanes: int) -> None:
+    bench = Bench(n_seq_max=FIRST_LANE + 1 + lanes, passes=passes)
+    bench.declare(GRID)
+    sizes = len(bench.batches)
+    for turn in range(20):
+        bench.decided(f'scan {turn % 3}')
+    assert min(len(batch.tokens) for batch in bench.batches[sizes:]) >= LEAST_BATCH
+
+
+def test_a_question_that_is_too_long_does_not_relax_the_cost_model() -> None:
+    bench = Bench()
+    bench.declare()
+    bench.ms_per_token = 3
+    for turn in range(10):
+        bench.decided(f'{turn}')
+    bound_ns = bench.decider._costs.bound_ns(50)
+    for _ in range(16):
+        assert isinstance(bench.ask(bench.question('x' * 250)), Refused)
+    assert bench.decider._costs.bound_ns(50) == bound_ns
+
+
+# --- the prior on disk ------------------------------------------------------------------------
+
+
+def test_a_bias_is_measured_once_and_kept(tmp_path: Path) -> None:
+    first, again = Bench(cache=tmp_path), Bench(cache=tmp_path)
+    narrow = Bench(cache=tmp_path, n_seq_max=FIRST_LANE + 1)
+    for bench in (first, again, narrow):
+        bench.declare(GRID, references=('a', 'b'), correction=Correction.REFERENCE)
+    measured = len(first.batches) - len(again.batches)
+    assert measured == 2, 'one batch a reference'
+    assert first.decider.bias('room').keys() == again.decider.bias('room').keys()
+    assert first.decided('x').prior == again.decided('x').prior
+    assert first.decided('x').prior.startswith('reference:')
+    kept = narrow.decider.bias('room')
+    assert kept.keys() < first.decider.bias('room').keys(), 'fewer choices are another bias'
+    for file in tmp_path.rglob('*.json'):
+        file.write_text('{"0": "[1, NaN]"}')
+    damaged = Bench(cache=tmp_path)
+    damaged.declare(GRID, references=('a', 'b'), correction=Correction.REFERENCE)
+    assert damaged.decided('x').prior == first.decided('x').prior
 
 
 # --- again ------------------------------------------------------------------------------------

@@ -266,11 +266,17 @@ def test_an_aborted_batch_leaves_no_cell_in_any_sequence(
     assert ends == [4, 4, 4, 4, *(-1,) * 12]
 
 
-def test_an_abort_between_two_batches_is_void(model: LlamaModel) -> None:
+def test_an_abort_between_two_batches_ends_the_next_unless_it_is_taken_back(
+    model: LlamaModel
+) -> None:
     tokens = model.tokenize(PROMPT)
     model.abort()
+    with pytest.raises(DecodeError) as err:
+        run(model, tokens, 0, 0)
+    assert err.value.code == ABORTED
     wanted = run(model, tokens, 0, 0).argmax(1)
     model.abort()
+    model.clear_abort()
     assert (run(model, tokens, 0, 1).argmax(1) == wanted).all()
 
 

@@ -63,7 +63,7 @@ def walk(
 ) -> list[tuple[int, ...]]:
     """Return the nodes of each pass on the way to `leaf`."""
     layout = next(each for each in plan.choices(5, CPU, Passes.AUTO) if each.levels == levels)
-    way = [ROOT, *tree.path(tree.end_of(leaf))]
+    way = [ROOT, *tree.path(tree.ends[leaf])]
     passes = [plan.stage(ROOT, layout.wanted(0))]
     known = {ROOT, *passes[0]}
     decided = 0
@@ -84,7 +84,7 @@ def test_a_guess_pays_when_answers_repeat_and_the_tree_is_deep() -> None:
     best = plan.choices(60, costs, Passes.AUTO)[0]
     assert best.guess
     assert best.name.endswith('+guess')
-    assert set(best.guess) <= set(plan.tree.path(plan.tree.end_of(5)))
+    assert set(best.guess) <= set(plan.tree.path(plan.tree.ends[5]))
 
 
 def test_a_guess_that_never_comes_true_is_not_made() -> None:

@@ -466,7 +466,8 @@ def test_the_real_model_decides_the_same_again(
     assert len(found) == 10
     assert {a.verdict for a in found} == {Verdict.SAME}
     assert len({a.answer for a in found}) > 1, 'one answer to everything would prove nothing'
-    assert max(a.drift for a in found if a.drift is not None) < 1e-6
+    # Other cells of KV, another order of sums: see the tolerance of `run_again`.
+    assert max(a.drift for a in found if a.drift is not None) < 0.05
 
 
 @pytest.mark.model

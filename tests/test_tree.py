@@ -46,13 +46,12 @@ def test_an_answer_that_is_the_prefix_of_another_is_a_choice_of_the_end() -> Non
     tree = Tree.of([(1,), (1, 2)], END)
     one = tree.nodes[ROOT].children[0]
     assert [tree.nodes[c].token for c in tree.nodes[one].children] == [END, 2]
-    assert tree.forced_run(ROOT) == (one,)
+    assert tree.reach(ROOT, 1) == (ROOT, one)
 
 
 def test_forced_runs_stop_at_the_choice() -> None:
     tree = Tree.of([(1, 2, 3), (1, 2, 4)], END)
-    assert [tree.nodes[n].token for n in tree.forced_run(ROOT)] == [1, 2]
-    assert tree.reach(ROOT, 1) == (ROOT, *tree.forced_run(ROOT))
+    assert [tree.nodes[n].token for n in tree.reach(ROOT, 1)] == [-1, 1, 2]
     assert tree.choices == 1
 
 

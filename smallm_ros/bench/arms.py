@@ -49,10 +49,11 @@ class Ours:
 
     def __init__(
         self, decider: TreeDecider, model: NotedModel, declared: Declaration, tap: Tap,
-        clock: Clock,
+        clock: Clock, *, words: bool = False,
     ) -> None:
+        """Take a decider; with `words` it reads the distances in words."""
         self.model = model
-        self._decider = decider
+        self._decider, self._words = decider, words
         self._declared, self._tap, self._clock = declared, tap, clock
         self._asked = 0
         self._choices: tuple[ChoicePoint, ...] = ()
@@ -69,6 +70,11 @@ class Ours:
         self.static = tuple(len(batch.tokens) for batch in batches if not batch.outputs)
         """Tokens of each batch in which the static part was evaluated."""
 
+    @property
+    def bias(self) -> Bias:
+        """What is subtracted at each choice."""
+        return self._decider.bias(self._declared.space)
+
     def ask(self, case: Case) -> Shot:
         """Decide on one observation."""
         self._asked += 1
@@ -76,7 +82,8 @@ class Ours:
         self.model.steps.clear()
         began_ns = self._clock.now_ns()
         answer = self._decider.decide(
-            Question(self._asked, self._declared.space, began_ns + PATIENCE_NS, case.segments),
+            Question(self._asked, self._declared.space, began_ns + PATIENCE_NS,
+                     case.worded if self._words else case.segments),
             began_ns, lambda: False,
         )
         took_ns = self._clock.now_ns() - began_ns

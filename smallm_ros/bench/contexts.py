@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp import llama_cpp as llama
 
-from smallm_ros.engine.model import Batch, LlamaModel, ModelSettings, _new_context
+from smallm_ros.engine.model import Batch, LlamaModel, ModelSettings, new_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class NotedModel(LlamaModel):
 
     def beside(self, path: Path, settings: ModelSettings) -> NotedModel:
         """Return the same weights with another context; to be closed before this one."""
-        context = _new_context(path, self._handle, settings, self.threads)
+        context = new_context(path, self._handle, settings, self.threads)
         return _Beside(self._handle, context, **self._facts)
 
     def evaluate(self, batch: Batch) -> npt.NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 OURS, ONE, TWO, STEPWISE = 'ours', 'one', 'two', 'stepwise'
+OURS_WORDS = 'ours-words'
 CHAT, CHAT_SENTENCE = 'chat', 'chat-sentence'
 SERVER, SERVER_SENTENCE = 'server', 'server-sentence'
 FLOORS = {OURS: 'floor-a', ONE: 'floor-a-one', TWO: 'floor-a-two'}
@@ -11,6 +12,7 @@ WORDS = {
     OURS: 'ours, as planned',
     ONE: 'ours, one pass forced',
     TWO: 'ours, two passes forced',
+    OURS_WORDS: 'ours, the distances in words (bins) and not in metres',
     STEPWISE: 'stepwise constrained decoding, prefix kept',
     CHAT: 'create_chat_completion, JSON schema',
     CHAT_SENTENCE: 'create_chat_completion, reading a sentence',
@@ -22,5 +24,5 @@ WORDS = {
     FLOOR_B: 'floor B: one bare pass over what changed',
 }
 """Every arm there is, in the order of the tables, in words."""
-SKIPPABLE = (ONE, TWO, STEPWISE, CHAT, SERVER)
+SKIPPABLE = (ONE, TWO, OURS_WORDS, STEPWISE, CHAT, SERVER)
 SENTENCES = {CHAT: CHAT_SENTENCE, SERVER: SERVER_SENTENCE}

@@ -1,23 +1,27 @@
 """What is decided on: observations by seed, each in our words and in a person's.
 
 The compact text is what our engine reads. The sentence says the same to a chat model in the way
-that people write prompts: whole words, units, a verb. Both come from the same readings.
+that people write prompts: whole words, units, a verb. The worded text is the compact one with
+bins, as explorer.yaml has them: a word where a distance has three tokens. All come from the same
+readings.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from smallm_ros.core.action import ActionSpace
 from smallm_ros.core.exchange import Segment
 from smallm_ros.core.observation import Observation
-from smallm_ros.core.policy import GoalSensor, OdometrySensor, Policy, ScanSensor
+from smallm_ros.core.policy import Bin, GoalSensor, OdometrySensor, Policy, ScanSensor
 from smallm_ros.core.prompt import segments
 from smallm_ros.core.reference import draw
 
+_BINS = (Bin(word='blocked', below_m=0.6), Bin(word='near', below_m=1.2))
+_FAR_WORD = 'free'
 _SPARE_DRAWS = 4
 """Times as many are drawn as are asked for: coarse words repeat themselves."""
 
@@ -28,6 +32,7 @@ class Case:
 
     segments: tuple[Segment, ...]
     sentence: str
+    worded: tuple[Segment, ...]
 
     @property
     def compact(self) -> str:
@@ -41,8 +46,33 @@ def cases(policy: Policy, seed: int, count: int) -> tuple[Case, ...]:
     for observation in draw(policy, seed, count * _SPARE_DRAWS):
         text = segments(policy, observation)
         if not found or found[-1].segments != text:
-            found.append(Case(text, sentence(policy, observation)))
+            words = tuple(_worded(policy, segment) for segment in text)
+            found.append(Case(text, sentence(policy, observation), words))
     return tuple(found[:count])
+
+
+def in_words(policy: Policy) -> Policy:
+    """Return the policy with bins for every scan that it gives in metres."""
+    return policy.model_copy(update={'sensors': {
+        name: sensor.model_copy(update={'bins': _BINS, 'far_word': _FAR_WORD})
+        if isinstance(sensor, ScanSensor) and not sensor.bins else sensor
+        for name, sensor in policy.sensors.items()
+    }})
+
+
+def _worded(policy: Policy, segment: Segment) -> Segment:
+    """Return a segment as the policy `in_words` would give it."""
+    sensor = policy.sensors[segment.name]
+    if not isinstance(sensor, ScanSensor) or sensor.bins:
+        return segment
+    text = re.sub(rf'(?<= )([0-9.]+|{re.escape(sensor.far_word)})(?=,|\n|$)', _bin, segment.text)
+    return replace(segment, text=text)
+
+
+def _bin(found: re.Match[str]) -> str:
+    if not found[1][0].isdigit():
+        return _FAR_WORD
+    return next((b.word for b in _BINS if float(found[1]) < b.below_m), _FAR_WORD)
 
 
 def sentence(policy: Policy, observation: Observation) -> str:

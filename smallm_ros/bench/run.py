@@ -27,13 +27,14 @@ from smallm_ros.bench.names import (
     FLOORS,
     ONE,
     OURS,
+    OURS_WORDS,
     SERVER,
     SERVER_SENTENCE,
     SKIPPABLE,
     STEPWISE,
     TWO,
 )
-from smallm_ros.bench.observations import AsJson, Case, cases
+from smallm_ros.bench.observations import AsJson, Case, cases, in_words
 from smallm_ros.bench.others import Chat, Completion, Reads, Served
 from smallm_ros.bench.result import DIFFERS, SAME, TIE, Conditions, Round, Run
 from smallm_ros.bench.server import Settings
@@ -46,20 +47,18 @@ from smallm_ros.core.exchange import Decide, Declaration
 from smallm_ros.core.passes import Passes
 from smallm_ros.core.policy import Policy
 from smallm_ros.core.prompt import declaration
-from smallm_ros.core.tree import Tree
 from smallm_ros.engine import registry
 from smallm_ros.engine.alarm import SteadyAlarm
 from smallm_ros.engine.decode import TreeDecider
-from smallm_ros.engine.load import cost_model
+from smallm_ros.engine.load import cost_model, prior_folder
 from smallm_ros.engine.model import ModelSettings
 from smallm_ros.engine.options import LoadRequest
-from smallm_ros.engine.prior import Bias, cache_file, load
 from smallm_ros.engine.progress import ProgressPage, ProgressWriter
-from smallm_ros.engine.templates import conversation, fitting
+from smallm_ros.engine.templates import fitting
 from smallm_ros.replay.report import describe_machine
 
 WARM_ROUNDS = 2
-PASSES = {OURS: Passes.AUTO, ONE: Passes.ONE, TWO: Passes.TWO}
+PASSES = {OURS: Passes.AUTO, ONE: Passes.ONE, TWO: Passes.TWO, OURS_WORDS: Passes.AUTO}
 
 Say = Callable[[str], None]
 """Told in one line what is being done."""
@@ -158,7 +157,7 @@ class _Bench:
         self.notes: list[str] = []
         self.pids: list[int] = []
         """Of the processes that belong to the arms."""
-        self._priors = registry.cache_directory() / 'priors'
+        self._priors = prior_folder(plan.request)
         self._tap = stack.enter_context(Tap(clock))
         request = plan.request
         file = registry.resolve(request.model, template=request.template,
@@ -188,7 +187,7 @@ class _Bench:
     def floors(self, name: str) -> Mapping[str, Shot]:
         """Return the floors that are measured right after an arm's decision."""
         arm = self.arms[name]
-        if not isinstance(arm, Ours):
+        if not isinstance(arm, Ours) or name not in FLOORS:
             return {}
         found = {FLOORS[name]: floor_a(arm, self._tap)}
         if name == OURS:
@@ -226,7 +225,9 @@ class _Bench:
                 alarm=SteadyAlarm(), check_ns=PATIENCE_NS, passes=passes, cache=self._priors,
             )
             self._stack.callback(decider.close)
-            found[name] = Ours(decider, model, self._declared, self._tap, self._clock)
+            words = name == OURS_WORDS
+            told = declaration(in_words(self._plan.policy)) if words else self._declared
+            found[name] = Ours(decider, model, told, self._tap, self._clock, words=words)
         return found
 
     def _context(self) -> NotedModel:
@@ -240,25 +241,10 @@ class _Bench:
         self._say(f'declaring the policy: {STEPWISE}')
         ours = self.arms[OURS]
         assert isinstance(ours, Ours)
-        found = Stepwise(self._context(), self._template, self._declared, self._bias(),
+        found = Stepwise(self._context(), self._template, self._declared, ours.bias,
                          ours.static, self._tap, self._clock)
         self.arms[STEPWISE] = found
         return found
-
-    def _bias(self) -> Bias:
-        """Return what our arms subtract, from where the first of them has left it."""
-        if not self._declared.references:
-            return {}
-        model = self._base
-        answers = [model.tokenize(answer) for answer in self._declared.answers]
-        end = conversation(self._template, model, '', ()).end
-        file = cache_file(self._priors, self._declared.space, model.sha256, self._template,
-                          model.gpu_layers)
-        bias = load(file, Tree.of(answers, end))
-        if bias is None:
-            raise OperatorError(f'{file}: the prior was not kept there; without a cache use '
-                                f'--skip {STEPWISE}')
-        return bias
 
     def _add_chats(self) -> None:
         wanted = [name for name in (CHAT, SERVER) if name not in self._plan.skip]

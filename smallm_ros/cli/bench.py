@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smallm_ros import steady
-from smallm_ros.bench.names import ONE, SKIPPABLE, STEPWISE, TWO
+from smallm_ros.bench.names import ONE, OURS_WORDS, SKIPPABLE, STEPWISE, TWO
 from smallm_ros.cli.running import make_folder
 from smallm_ros.core.errors import OperatorError, PackageMissingError
 from smallm_ros.core.policy import load_policy
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _contexts(skip: Sequence[str]) -> int:
     """Return how many contexts are beside each other: one for each of our arms."""
-    return 1 + sum(arm not in skip for arm in (ONE, TWO, STEPWISE))
+    return 1 + sum(arm not in skip for arm in (ONE, TWO, OURS_WORDS, STEPWISE))
 
 
 def _shaped(

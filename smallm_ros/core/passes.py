@@ -123,7 +123,7 @@ class Planner:
         if self._last is None:
             return ()
         first = set(self.stage(ROOT, layout.levels[0]))
-        path = self.tree.path(self.tree.end_of(self._last))
+        path = self.tree.path(self.tree.ends[self._last])
         guess = tuple(n for n in path if self.tree.nodes[n].choice_below and n not in first)
         together = sorted((*first, *guess))
         return guess if len(tips(self.tree, together)) <= self._lanes else ()

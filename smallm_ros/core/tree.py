@@ -85,14 +85,6 @@ class Tree:
             tuple(ends[leaf] for leaf in range(len(answers))),
         )
 
-    def forced_run(self, node: int) -> tuple[int, ...]:
-        """Return the nodes after `node` that have no alternative, up to a choice or a leaf."""
-        run = []
-        while len(self.nodes[node].children) == 1:
-            node = self.nodes[node].children[0]
-            run.append(node)
-        return tuple(run)
-
     def reach(self, node: int, levels: int) -> tuple[int, ...]:
         """Return `node` and what must be evaluated below it to know the next `levels` choices.
 
@@ -128,9 +120,10 @@ class Tree:
             todo += self.nodes[at].children
         return tuple(sorted(out))
 
-    def end_of(self, leaf: int) -> int:
-        """Return the node at which an answer ends."""
-        return self.ends[leaf]
+    def level(self, node: int) -> int:
+        """Return how many choices lie above `node`."""
+        return sum(self.nodes[n].is_choice for n in (ROOT, *self.path(self.nodes[node].parent))
+                   ) if node != ROOT else 0
 
     @property
     def levels(self) -> int:

@@ -213,6 +213,11 @@ class TreeDecider:
             except _Rejected as err:
                 self._kv.free(space.pinned)
                 return DeclarationRejected(declaration.space, str(err))
+            except DecodeError as err:
+                self._kv.free(space.pinned)
+                if err.code < 0:
+                    raise
+                return DeclarationRejected(declaration.space, str(err))
             except WorkerError:
                 self._kv.free(space.pinned)
                 raise
@@ -260,9 +265,12 @@ class TreeDecider:
                 self._speech = Speech(self._model, prompt.end)
             except PackageMissingError as err:
                 return str(err)
+        own_tail = room - len(prompt.prefix)
         while self._spaces and (
             len(self._spaces) == MAX_SPACES
-            or room + sum(len(s.prompt.prefix) for s in self._spaces.values()) > self._model.n_ctx
+            or len(prompt.prefix) + sum(len(s.prompt.prefix) for s in self._spaces.values())
+            # One prompt at a time stands behind its prefix: the longest of all must find room.
+            + max(own_tail, *(s.tail for s in self._spaces.values())) > self._model.n_ctx
         ):
             # Whoever still needs it is told that it is unknown, and declares it again.
             self.forget(next(iter(self._spaces)))
@@ -270,7 +278,7 @@ class TreeDecider:
         return Space(
             declaration, tree, prompt,
             pinned=next(s for s in range(1, 1 + MAX_SPACES) if s not in used),
-            planner=planner, history=History(declaration.history),
+            tail=own_tail, planner=planner, history=History(declaration.history),
         )
 
     def _evaluate_static(self, space: Space, between: Callable[[], None]) -> None:
@@ -300,7 +308,9 @@ class TreeDecider:
             self._folder, declaration.space, self._model.sha256, self._template,
             self._model.gpu_layers,
         )
-        bias = prior.load(file, space.tree) if file else None
+        reach = (ROOT, *space.planner.stage(ROOT, space.tree.levels))
+        choices = [node for node in reach if node in space.children]
+        bias = prior.load(file, space.tree, choices) if file else None
         if bias is None:
             bias = self._measure_bias(space, between)
             if file:
@@ -353,6 +363,10 @@ class TreeDecider:
             between()
             undisturbed = self._current is space
 
+    def bias(self, space: str) -> prior.Bias:
+        """Return what is subtracted at each choice. KeyError when the space is not declared."""
+        return self._spaces[space].bias
+
     def prefix(self, space: str) -> tuple[int, ...]:
         """Return the tokens of a declared static part. KeyError when it is not declared."""
         return tuple(self._spaces[space].prompt.prefix)
@@ -388,12 +402,13 @@ class TreeDecider:
                            f'deadline passed {(started_ns - question.deadline_ns) / 1e6:.1f} ms '
                            'before work began')
         self._spaces.move_to_end(question.space)
-        self._enter(space)
         plan = self._fit(space, question)
         tokenised_ns = self._clock.now_ns()
         if isinstance(plan, Refused):
-            self._costs.relax()
+            if plan.why is RefusedWhy.DOES_NOT_FIT:
+                self._costs.relax()
             return plan
+        self._enter(space)
         walk = Walk(space, plan.tokens)
         try:
             node, partial = self._descend(walk, plan, cancelled)
@@ -417,11 +432,12 @@ class TreeDecider:
                 question.request, MissedWhy.DEADLINE,
                 f'answer known {(finished_ns - question.deadline_ns) / 1e6:.1f} ms late',
             )
-        leaf = space.least_departure(node) if partial else space.tree.nodes[node].leaf
+        leaf = (space.least_departure(*walk.contenders()) if partial
+                else space.tree.nodes[node].leaf)
         timings = Timings(received_ns, started_ns, finished_ns, tokenised_ns - started_ns,
                           tuple(walk.passes_ns))
         decided = self._decided(question.request, walk, plan, node, leaf, timings)
-        self._remember(space, plan, leaf, question)
+        self._remember(space, plan, leaf, question, partial)
         return replace(decided, partial=partial, dropped=tuple(
             s.name for s in question.segments if s not in plan.kept
         ))
@@ -434,7 +450,7 @@ class TreeDecider:
         known = self._spaces[space]
         self._enter(known)
         tokens = [*known.prompt.prefix, *ids]
-        reused = self._kv.reusable(known.pinned, known.prompt.prefix, tokens)
+        reused = self._bring_near(known, tokens, nothing)
         layout = self._layouts(known, len(tokens) - reused)[0]
         never = 2**62
         plan = _Plan((), tokens, layout, reused, (never, never))
@@ -491,13 +507,16 @@ class TreeDecider:
             ids=tuple(plan.tokens[len(space.prompt.prefix):]), prior=space.prior,
         )
 
-    def _remember(self, space: Space, plan: _Plan, leaf: int, question: Question) -> None:
+    def _remember(
+        self, space: Space, plan: _Plan, leaf: int, question: Question, partial: bool
+    ) -> None:
         """Take the decision in: as the next guess, as a turn, and as what text may follow."""
-        space.planner.decided(leaf)
-        answer = [space.tree.nodes[n].token for n in space.tree.path(space.tree.end_of(leaf))]
+        if not partial:
+            space.planner.decided(leaf)
+        answer = [space.tree.nodes[n].token for n in space.tree.path(space.tree.ends[leaf])]
         if space.declaration.history:
             past = len(space.prompt.prefix) + len(space.history.tokens)
-            space.history.add((*plan.tokens[past:], *answer, *space.prompt.between))
+            space.history.add(plan.tokens[past:], [*answer, *space.prompt.between])
         if space.declaration.text.max_tokens:
             self._spoken = _Spoken(
                 space, question.request, question.deadline_ns, tuple(answer[:-1])
@@ -523,7 +542,7 @@ class TreeDecider:
             past = space.history.tokens
             tokens = self._tokens(space, [s.text for s in kept], past)
             reused = self._kv.reusable(space.pinned, space.prompt.prefix, tokens)
-            if past and reused <= len(space.prompt.prefix):
+            if past and reused < len(space.prompt.prefix) + space.history.held:
                 space.history.forget()  # evaluating it again would be a spike
                 continue
             short = self._short_enough(space, tokens, len(past))
@@ -550,14 +569,14 @@ class TreeDecider:
         """Return the plan of least expected cost of those whose bound ends by the deadline."""
         changed = len(tokens) - reused
         now_ns = self._clock.now_ns()
-        deadline_ns = question.deadline_ns
+        limits_ns = self._limits(space, question.deadline_ns)
         for layout in self._layouts(space, changed):
             first, *later = layout.sizes
             first += changed + len(layout.guess)
             if first <= self._model.n_batch and fits(
-                now_ns, deadline_ns, self._costs.bound_ns(first, *later)
+                now_ns, limits_ns[1 if later else 0], self._costs.bound_ns(first, *later)
             ):
-                return _Plan(kept, tokens, layout, reused, self._limits(space, deadline_ns))
+                return _Plan(kept, tokens, layout, reused, limits_ns)
         return None
 
     def _first_only(
@@ -566,14 +585,19 @@ class TreeDecider:
     ) -> _Plan | Refused:
         """Return a plan that has time for its first pass, where a partial answer is allowed."""
         changed = len(tokens) - reused
-        levels = min(self._layouts(space, changed),
-                     key=lambda layout: layout.sizes[0] + len(layout.guess))
-        first_ns = self._costs.bound_ns(changed + levels.sizes[0])
         limits_ns = self._limits(space, question.deadline_ns)
         now_ns = self._clock.now_ns()
-        if space.declaration.actions and fits(now_ns, limits_ns[1], first_ns):
-            return _Plan(kept, tokens, levels, reused, limits_ns)
-        cost_ns = self._costs.bound_ns(changed + levels.sizes[0], *levels.sizes[1:])
+        layouts = sorted(self._layouts(space, changed), key=lambda each: each.sizes[0])
+        for layout in layouts:
+            size = changed + layout.sizes[0]
+            if (
+                space.declaration.actions and layout.levels[0] >= space.action_levels
+                and not layout.guess and size <= self._model.n_batch
+                and fits(now_ns, limits_ns[1], self._costs.bound_ns(size))
+            ):
+                return _Plan(kept, tokens, layout, reused, limits_ns)
+        least = layouts[0].sizes
+        cost_ns = self._costs.bound_ns(changed + least[0], *least[1:])
         return Refused(
             question.request, RefusedWhy.DOES_NOT_FIT,
             f'needs up to {cost_ns / 1e6:.0f} ms for {changed} tokens and the branch, '
@@ -632,8 +656,11 @@ class TreeDecider:
             if walk.space.tree.nodes[node].leaf >= 0:
                 return node, False
             top = walk.unevaluated(node)
-            nodes = planner.stage(top, plan.layout.wanted(walk.level(top)))
-            bound_ns = self._costs.bound_ns(max(LEAST_BATCH, len(nodes)))
+            nodes = planner.stage(top, plan.layout.wanted(walk.space.tree.level(top)))
+            size = max(LEAST_BATCH, len(nodes))
+            # A batch that can be ended in time is worth trying when it is likely to be done.
+            bound_ns = (self._costs.median_ns(size) if self._forward.abortable
+                        else self._costs.bound_ns(size))
             now_ns = self._clock.now_ns()
             try:
                 if not fits(now_ns, later_ns, bound_ns):
@@ -643,10 +670,10 @@ class TreeDecider:
                     )
                 self._question_pass(walk, len(walk.tokens), nodes, later_ns, cancelled)
             except _Overdue:
-                greedy = walk.greedy()
-                if walk.space.least_departure(greedy) < 0:
+                contenders = walk.contenders()
+                if walk.space.least_departure(*contenders) < 0:
                     raise
-                return greedy, True
+                return contenders[0], True
 
     # --- passes ---------------------------------------------------------------------------
 
@@ -662,7 +689,7 @@ class TreeDecider:
         if cancelled():
             raise _Withdrawn
         try:
-            known = self._forward.ended_by(walk, start, nodes, limit_ns)
+            known = self._forward.ended_by(walk, start, nodes, limit_ns, cancelled)
         except DecodeError as err:
             if err.code != ABORTED:
                 raise
@@ -733,10 +760,16 @@ class TreeDecider:
             self._model.copy_sequence(space.pinned, SPARE, 0, -1)
         written, piece = space.history.piece(self._chunk)
         start = len(prefix) + written
-        self._forward.run(Batch(
-            tokens=piece, positions=range(start, start + len(piece)),
-            sequences=((SPARE,),) * len(piece), outputs=(),
-        ))
+        try:
+            self._forward.run(Batch(
+                tokens=piece, positions=range(start, start + len(piece)),
+                sequences=((SPARE,),) * len(piece), outputs=(),
+            ))
+        except DecodeError as err:
+            self._drop(space)
+            if err.code < 0:
+                raise
+            return False
         if space.history.wrote(len(piece)):
             space.history.roll_over()
             self._kv.adopt_spare([*prefix, *space.history.tokens])

@@ -8,8 +8,7 @@ when nobody wants the answer any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -51,7 +50,7 @@ class Forward:
         self._costs = costs
         self._beats = beats
         self._clock = clock
-        self._alarm = alarm if model.abortable else None
+        self._alarm = alarm
         self._watching = False
 
     def interrupt(self) -> None:
@@ -67,6 +66,8 @@ class Forward:
     def run(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Evaluate one batch; raises DecodeError."""
         size = len(batch.tokens)
+        if not self._watching:
+            self._model.clear_abort()
         began_ns = self._clock.now_ns()
         self._beats.begin(self._costs.bound_ns(size))
         try:
@@ -77,7 +78,9 @@ class Forward:
             raise
         finally:
             self._beats.end()
-        self._costs.measured(size, self._clock.now_ns() - began_ns)
+        if size >= LEAST_BATCH:
+            # Free text, a token at a time, says little about the batches that drive.
+            self._costs.measured(size, self._clock.now_ns() - began_ns)
         return logits
 
     def extend(self, space: Space, tokens: Sequence[int], start: int, end: int) -> None:
@@ -90,11 +93,32 @@ class Forward:
         ))
         self._kv.hold(tokens[:end])
 
-    def ended_by(self, walk: Walk, start: int, nodes: Sequence[int], limit_ns: int
-                 ) -> dict[int, Scores]:
-        """Do as `pass_`, and end it at the absolute `limit_ns`: DecodeError with code ABORTED."""
-        with self._watched(limit_ns):
+    def ended_by(
+        self, walk: Walk, start: int, nodes: Sequence[int], limit_ns: int,
+        cancelled: Callable[[], bool],
+    ) -> dict[int, Scores]:
+        """Do as `pass_`, and end it at the absolute `limit_ns` or when the question is withdrawn.
+
+        Raises DecodeError with code ABORTED then.
+        """
+        if self._alarm is None or not self.abortable:
             return self.pass_(walk, start, nodes)
+        # In this order: what comes from here on ends this batch, and is not lost.
+        self._model.clear_abort()
+        self._watching = True
+        self._alarm.arm(limit_ns, self._model.abort)
+        try:
+            if cancelled():
+                raise DecodeError(ABORTED)
+            return self.pass_(walk, start, nodes)
+        finally:
+            self._alarm.disarm()
+            self._watching = False
+
+    @property
+    def abortable(self) -> bool:
+        """Whether a question's batch ends at its limit at the latest."""
+        return self._alarm is not None and self._model.abortable
 
     def pass_(self, walk: Walk, start: int, nodes: Sequence[int]) -> dict[int, Scores]:
         """Evaluate the prompt from `start` on and tree nodes; return the choices' child logits.
@@ -149,10 +173,8 @@ class Forward:
         return {node: among(logits[row], space.children[node]) for row, node in enumerate(rows)}
 
     def _doubled(self, batch: Batch) -> Batch:
-        """Return a batch of one token with a twin of it on a lane of its own, if there is one."""
-        lane = self._kv.lane(batch.sequences[0][0], batch.positions[0])
-        if lane is None:
-            return batch
+        """Return a batch of one token with a twin of it on a sequence of its own."""
+        lane = self._kv.twin(batch.sequences[0][0], batch.positions[0])
         return Batch(
             tokens=[*batch.tokens, *batch.tokens], positions=[*batch.positions, *batch.positions],
             sequences=[*batch.sequences, (lane,)], outputs=batch.outputs,
@@ -184,17 +206,3 @@ class Forward:
             for each in way:
                 lanes[each].append(sequence)
         return lanes
-
-    @contextmanager
-    def _watched(self, limit_ns: int) -> Iterator[None]:
-        """Let the alarm and `interrupt` end the batch that goes in meanwhile."""
-        if self._alarm is None:
-            yield
-            return
-        self._watching = True
-        self._alarm.arm(limit_ns, self._model.abort)
-        try:
-            yield
-        finally:
-            self._alarm.disarm()
-            self._watching = False

@@ -19,6 +19,7 @@ class History:
         """Keep at least the last `turns` of them; 0 keeps none."""
         self._wanted = turns
         self._turns: list[tuple[int, ...]] = []
+        self._unheld = 0
         self._first: int | None = None
         """Index of the first turn of the stretch that is being written anew."""
         self._written = 0
@@ -42,18 +43,28 @@ class History:
         """All turns, in order."""
         return [token for turn in self._turns for token in turn]
 
-    def add(self, turn: Sequence[int]) -> None:
-        """Append a turn."""
-        if self._wanted:
-            if len(self._turns) == 2 * self._wanted:
-                self.forget()
-            self._turns.append(tuple(turn))
+    @property
+    def held(self) -> int:
+        """How many leading tokens KV holds, if it holds what it was left with."""
+        return sum(map(len, self._turns)) - self._unheld
+
+    def add(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
+        """Append a turn: what KV holds of it already, and what it does not.
+
+        A turn too many makes all be forgotten, that one too: what KV does not hold is no history.
+        """
+        if len(self._turns) == 2 * self._wanted:
+            self.forget()
+        else:
+            self._turns.append((*prompt, *answer))
+            self._unheld = len(answer)
 
     def forget(self) -> None:
         """Drop all turns."""
         if self._turns:
             self.forgotten += 1
         self._turns.clear()
+        self._unheld = 0
         self._first = None
         self._written = 0
 
@@ -72,7 +83,9 @@ class History:
         if self._first is None:
             self._first = len(self._turns) - self._wanted
         stretch = self._stretch()
-        return self._written, stretch[self._written:self._written + most]
+        # No token is left over for a batch of its own: see LEAST_BATCH.
+        end = self._written + most + (len(stretch) - self._written == most + 1)
+        return self._written, stretch[self._written:end]
 
     def wrote(self, count: int) -> bool:
         """Say that a piece of `count` tokens is written; return whether that was the last."""
@@ -82,6 +95,7 @@ class History:
     def roll_over(self) -> None:
         """Let the rewritten stretch take the place of the old one."""
         del self._turns[:self._first]
+        self._unheld = 0
         self._first = None
         self._written = 0
         self.rollovers += 1

@@ -2,9 +2,10 @@
 
 Sequence 0 is the working prompt and keeps the longest common prefix from one decision to the next.
 Each declared static part is pinned in a sequence of its own, the spare one is where a history is
-written anew in idle time, and the rest are lanes for the branches of a tree. Lanes are empty
-between decisions, so that the cache cannot grow; a batch that was aborted leaves nothing behind,
-because whatever follows what is known to be good is removed before the next batch.
+written anew in idle time, the twin is where a lone token is evaluated a second time, and the rest
+are lanes for the branches of a tree. Twin and lanes are empty between decisions, so that the cache
+cannot grow; a batch that was aborted leaves nothing behind, because whatever follows what is known
+to be good is removed before the next batch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from smallm_ros.engine.model import Model
 WORKING = 0
 MAX_SPACES = 8
 SPARE = 1 + MAX_SPACES
-FIRST_LANE = SPARE + 1
+TWIN = SPARE + 1
+FIRST_LANE = TWIN + 1
 LEAST_BATCH = 2
 """Tokens of the smallest batch of a decision. llama.cpp computes a single token in another way: on
 a CPU its logits differ by 0.3 at the median from those of the same token in any larger batch."""
@@ -33,6 +35,7 @@ class Cache:
         self._from: int | None = None
         """The pinned sequence that the working one began with."""
         self._lanes = 0
+        self._twin = False
         self._clean = True
         """Whether the working sequence holds `tokens` and nothing more: each call to llama.cpp
         looks at every cell, and most of them would find nothing to remove."""
@@ -87,8 +90,21 @@ class Cache:
         self._model.copy_sequence(source, sequence, 0, length)
         return sequence
 
+    def twin(self, source: int, length: int) -> int:
+        """Return the twin, which shares the first `length` positions of `source` now."""
+        self._clear_twin()
+        self._twin = True
+        self._model.copy_sequence(source, TWIN, 0, length)
+        return TWIN
+
+    def _clear_twin(self) -> None:
+        if self._twin:
+            self._model.remove(TWIN, 0, -1)
+            self._twin = False
+
     def clear(self, length: int) -> None:
         """Empty the lanes, and the working sequence from `length` on."""
+        self._clear_twin()
         for lane in range(self._lanes):
             self._model.remove(FIRST_LANE + lane, 0, -1)
         self._lanes = 0

@@ -11,6 +11,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
@@ -62,8 +63,14 @@ def load_decider(request: LoadRequest, beats: LoadBeats, clock: Clock) -> TreeDe
     return TreeDecider(
         model, template, cost_model(model, request, beats, clock), beats, clock,
         alarm=SteadyAlarm(), check_ns=round(request.check_ms * MS),
-        cache=registry.cache_directory() / 'priors',
+        cache=prior_folder(request),
     )
+
+
+def prior_folder(request: LoadRequest) -> Path:
+    """Return where biases are kept that were measured so: other arithmetic, other logits."""
+    build = metadata.version('llama-cpp-python')
+    return registry.cache_directory() / 'priors' / f'{build}-{request.kv_type}'
 
 
 class _Steps:

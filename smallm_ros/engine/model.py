@@ -132,11 +132,15 @@ class Model(Tokenizer, Protocol):
         ...
 
     def abort(self) -> None:
-        """End the `evaluate` in flight, from any thread: it raises DecodeError(2).
+        """End the `evaluate` in flight or else the next one, from any thread.
 
-        Without effect when none is in flight, on those that follow too, and where the model is
-        not `abortable`. An `evaluate` that was nearly done may return all the same.
+        It raises DecodeError(ABORTED), or returns all the same when it was nearly done. Does
+        nothing where not `abortable`.
         """
+        ...
+
+    def clear_abort(self) -> None:
+        """Take back an `abort` that has ended nothing yet; called by who evaluates."""
         ...
 
     def copy_sequence(self, source: int, target: int, start: int, end: int) -> None:
@@ -304,7 +308,7 @@ class LlamaModel:
         gpu_layers = _log.offloaded
         threads = settings.threads or max(1, physical_cores() - 1)
         try:
-            context = _new_context(path, model, settings, threads)
+            context = new_context(path, model, settings, threads)
         except ModelFileError:
             llama.llama_model_free(model)
             raise
@@ -346,10 +350,9 @@ class LlamaModel:
         batch is in the KV cache, after any other an unknown part of it.
         """
         context = self._open_context()
-        # An abort from before is void; one from here on is for this batch.
-        self._abort_flag[0] = 0
         code = llama.llama_decode(context, self._arrays.fill(batch))
         if code == ABORTED:
+            self.clear_abort()
             self._undo(batch)
         if code != 0:
             raise DecodeError(code)
@@ -365,9 +368,9 @@ class LlamaModel:
     def abort(self) -> None:
         """End the `evaluate` in flight, from any thread: it raises DecodeError(2).
 
-        A single store, so there is no lock and nothing to wait for. `evaluate` clears the flag
-        first of all: an abort between two batches is void. Who must not hit the batch after the
-        one that is meant, keeps that one from beginning meanwhile (`alarm`, `scheduler.Desk`).
+        A single store, so there is no lock and nothing to wait for. Without one in flight it ends
+        the next, until `clear_abort`: what is called while a batch is made ready must not be lost.
+        Who must not hit the batch after the one that is meant clears before that one.
 
         It takes what is left of one operation of the graph, less than 1 % of the batch. From here
         to the return of `evaluate`, embedded model at Q8_0, one thread of two EPYC cores: batches
@@ -376,6 +379,10 @@ class LlamaModel:
         (1.6 s) 4.5 ms, 14 ms at most of 40, when nobody else computed.
         """
         self._abort_flag[0] = 1
+
+    def clear_abort(self) -> None:
+        """Take back an `abort` that has ended nothing yet; called by who evaluates."""
+        self._abort_flag[0] = 0
 
     def _undo(self, batch: Batch) -> None:
         """Make the KV cache what it was before an aborted batch.
@@ -545,9 +552,10 @@ def _siblings(cpu: int) -> str:
         return str(cpu)  # no topology in this kernel or container: every CPU is a core
 
 
-def _new_context(
+def new_context(
     path: Path, model: llama.llama_model_p, settings: ModelSettings, threads: int
 ) -> llama.llama_context_p:
+    """Return a context of `settings` on a loaded model; ModelFileError when there can be none."""
     if settings.use_mlock and _log.not_locked:
         raise ModelFileError(
             f'{path}: use_mlock: {_log.not_locked}; raise `ulimit -l` (LimitMEMLOCK in systemd) '

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +34,8 @@ def cache_file(folder: Path, *what: object) -> Path:
     return folder / f'{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.json'
 
 
-def load(path: Path, tree: Tree) -> Bias | None:
-    """Return the bias that is kept in `path`; None where there is none that fits `tree`."""
+def load(path: Path, tree: Tree, choices: Collection[int]) -> Bias | None:
+    """Return the bias that is kept in `path`; None where there is none of just these choices."""
     try:
         content = json.loads(path.read_bytes())
         bias = {
@@ -44,13 +44,12 @@ def load(path: Path, tree: Tree) -> Bias | None:
         }
     except (OSError, ValueError, TypeError, AttributeError):
         return None
+    if bias.keys() != set(choices):
+        return None
     for node, scores in bias.items():
-        if not (
-            0 <= node < len(tree.nodes) and tree.nodes[node].is_choice
-            and scores.shape == (len(tree.nodes[node].children),) and np.isfinite(scores).all()
-        ):
+        if scores.shape != (len(tree.nodes[node].children),) or not np.isfinite(scores).all():
             return None
-    return bias or None
+    return bias
 
 
 def save(path: Path, bias: Bias) -> None:

@@ -25,6 +25,8 @@ class Space:
     prompt: Rendered
     pinned: int
     """The sequence that holds the prefix."""
+    tail: int
+    """Most KV cells that a decision needs besides the prefix, history included."""
     planner: Planner
     history: History
     bias: Bias = field(default_factory=dict)
@@ -33,6 +35,8 @@ class Space:
     """`correction:digest` of the bias, for the record."""
     children: dict[int, npt.NDArray[np.intp]] = field(init=False)
     """For each choice node, its children's tokens: where their logits stand in a row."""
+    action_levels: int = field(init=False)
+    """Choices after which the action is certain, whatever was chosen: what `anytime` waits for."""
     _texts: dict[int, str] = field(default_factory=dict)
     _prefixes: dict[int, str] = field(default_factory=dict)
 
@@ -43,14 +47,19 @@ class Space:
             index: np.array([nodes[child].token for child in node.children], np.intp)
             for index, node in enumerate(nodes) if node.is_choice
         }
+        self.action_levels = max(
+            (self.tree.level(index) + 1 for index in self.children
+             if self.declaration.actions and self.least_departure(index) < 0),
+            default=0,
+        )
 
-    def least_departure(self, node: int) -> int:
-        """Return the answer below `node` with the most default parameters, -1 for none.
+    def least_departure(self, *nodes: int) -> int:
+        """Return the answer below these nodes with the most default parameters, -1 for none.
 
         There is none while answers of different actions are possible, or without `anytime`.
         """
         actions, departures = self.declaration.actions, self.declaration.departures
-        leaves = self.tree.leaves(node)
+        leaves = sorted(leaf for node in nodes for leaf in self.tree.leaves(node))
         if not actions or len({actions[leaf] for leaf in leaves}) > 1:
             return -1
         return min(leaves, key=lambda leaf: departures[leaf] if departures else 0)

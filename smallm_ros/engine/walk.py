@@ -59,6 +59,21 @@ class Walk:
                 break
         return at
 
+    def contenders(self) -> tuple[int, ...]:
+        """Return where the answer may still lie: one node where the likeliest child decides.
+
+        With `best`, every unknown choice that may be worth more than the best answer known, and
+        that one; the likeliest first.
+        """
+        if self.space.declaration.decide is Decide.GREEDY:
+            return (self.greedy(),)
+        found = []
+        for _, node in sorted(self._outcomes(), reverse=True):
+            found.append(node)
+            if self.space.tree.nodes[node].leaf >= 0:
+                break
+        return tuple(found)
+
     def standing(self, node: int) -> tuple[float, float]:
         """Return the probability of what was reached, and its margin over all else."""
         nodes, way = self.space.tree.nodes, {node, *self.space.tree.path(node)}
@@ -81,11 +96,6 @@ class Walk:
                 others = max(others, log_share)
         share = min(1.0, math.exp(mine))
         return share, max(-1.0, share - math.exp(others))
-
-    def level(self, top: int) -> int:
-        """Return how many choices are decided above `top`."""
-        tree = self.space.tree
-        return sum(tree.nodes[n].is_choice for n in (ROOT, *tree.path(tree.nodes[top].parent)))
 
     def unevaluated(self, node: int) -> int:
         """Return the first node on the way to `node` that no pass has evaluated."""

@@ -36,13 +36,15 @@ class Beats:
 class VirtualAlarm:
     """Goes off when the virtual clock passes its time inside a batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
         self.at_ns: int | None = None
         self.abort: Callable[[], None] = lambda: None
         self.fired = 0
 
     def arm(self, at_ns: int, abort: Callable[[], None]) -> None:
         self.at_ns, self.abort = at_ns, abort
+        self.look(self._clock.now_ns())
 
     def disarm(self) -> None:
         self.at_ns = None
@@ -53,6 +55,7 @@ class VirtualAlarm:
     def look(self, now_ns: int) -> None:
         if self.at_ns is not None and now_ns >= self.at_ns:
             self.fired += 1
+            self.at_ns = None
             self.abort()
 
 
@@ -67,7 +70,7 @@ class Bench:
         self.beats = Beats()
         self.ms_per_token = ms_per_token
         self.batches: list[Batch] = []
-        self.alarm = VirtualAlarm()
+        self.alarm = VirtualAlarm(self.clock)
         self.model = HistoryModel(n_ctx, n_seq_max=n_seq_max, on_evaluate=self._batch)
         self.decider = TreeDecider(
             self.model, TEMPLATE, CostModel([(1, MS), (512, 512 * MS)]), self.beats, self.clock,

@@ -60,9 +60,12 @@ class HistoryModel:
 
     def evaluate(self, batch: Batch) -> npt.NDArray[np.float32]:
         assert 0 < len(batch.tokens) <= self.n_batch
-        self.aborted = False
+        if self.aborted:
+            self.aborted = False
+            raise DecodeError(2)
         self.on_evaluate(batch)
         if self.aborted:
+            self.aborted = False
             # As llama.cpp may leave it: a part of the batch is in the cache.
             for token, position, sequences in zip(
                 batch.tokens, batch.positions, batch.sequences, strict=True
@@ -103,6 +106,9 @@ class HistoryModel:
 
     def abort(self) -> None:
         self.aborted = True
+
+    def clear_abort(self) -> None:
+        self.aborted = False
 
     def llguidance_tokenizer(self) -> object:
         raise NotImplementedError('bytes have no grammar here')
