@@ -146,7 +146,8 @@ def test_reading_a_decision_off_the_logits_of_tekken_is_under_a_millisecond(
         rows += 0  # another decision's logits have just been written: they are not in the cache
         began_ns = now_ns()
         for row, tokens in zip(rows, children, strict=True):
-            log_shares(among(row, tokens)).argmax()
+            shares = log_shares(among(row, tokens).tolist())
+            shares.index(max(shares))
         took.append((now_ns() - began_ns) / 1e6)
     with capsys.disabled():
         p50, p99 = np.percentile(took, (50, 99))

@@ -36,7 +36,9 @@ class CostModel:
         self._recent: deque[tuple[int, int]] = deque(maxlen=WINDOW)
         """(idle cost, real cost) of the last batches."""
         self._now: tuple[float, float] | None = None
-        """Factor and wait of `_recent`, until it changes: they are asked for many times a plan."""
+        """Factor and wait of `_recent`: they are asked for many times a plan."""
+        self._news = 0
+        """Batches since; one more changes little, and a decision of two passes pays once."""
 
     def idle_ns(self, tokens: int) -> int:
         """Return the cost measured at start: linear between the points and beyond the last."""
@@ -67,7 +69,9 @@ class CostModel:
     def measured(self, tokens: int, took_ns: int) -> None:
         """Take in what a batch of `tokens` really cost."""
         self._recent.append((self.idle_ns(tokens), took_ns))
-        self._now = None
+        self._news += 1
+        if self._news > 1 or len(self._recent) <= TRUSTED:
+            self._now = None
 
     def at_least(self, tokens: int, took_ns: int) -> None:
         """Take in that a batch was not done after `took_ns`: it was ended before its time.
@@ -77,6 +81,7 @@ class CostModel:
         """
         if took_ns > self.median_ns(tokens):
             self.measured(tokens, took_ns)
+            self._now = None
 
     def relax(self) -> None:
         """Forget the oldest quarter of the measurements, after a refusal.
@@ -91,7 +96,7 @@ class CostModel:
     def _weather(self) -> tuple[float, float]:
         """Return how many times slower than at the start it is now, and the wait in ns."""
         if self._now is None:
-            self._now = 1.0, 0.0
+            self._now, self._news = (1.0, 0.0), 0
             if self._recent:
                 idle, took = np.array(self._recent, np.float64).T
                 ratios = np.sort(took / idle)

@@ -11,6 +11,7 @@ layouts and engine/kv for what stays in the cache.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -698,8 +699,9 @@ class TreeDecider:
                 raise _Withdrawn from err
             raise _Overdue(f'pass {len(walk.passes_ns) + 1} was ended at the deadline') from err
         for node, scores in known.items():
-            corrected = scores - space.bias.get(node, 0.0)
-            if not np.isfinite(corrected).all():
+            bias = space.bias.get(node)
+            corrected = (scores if bias is None else scores - bias).tolist()
+            if not math.isfinite(sum(corrected)):
                 after = space.answer_so_far(self._model, node)
                 raise _NotFinite(f'logits of the choice after {after!r}: {corrected}'[:200])
             walk.shares[node] = log_shares(corrected)
