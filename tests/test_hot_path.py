@@ -209,7 +209,7 @@ def test_a_deadline_that_passes_while_the_batch_is_made_is_not_lost() -> None:
         bench.alarm.look(bench.clock.now_ns())
         rewind(*args)
 
-    bench.decider._kv.rewind = slow  # type: ignore[method-assign]
+    bench.decider._kv.rewind = slow
     missed = bench.ask(bench.question('scan far', ms=50))
     assert isinstance(missed, Missed)
     assert bench.alarm.fired == 1

@@ -99,7 +99,7 @@ def test_a_shared_prefix_gives_what_a_full_evaluation_gives(model: LlamaModel) -
     model.copy_sequence(0, 4, 0, cut)
     shared = run(model, tokens[cut:], cut, 3)
     # Its cells lie elsewhere, the sums have another order, and rounding to 8 bits amplifies that.
-    assert np.abs(shared - full[cut:]).max() < 1.5
+    assert np.abs(shared - full[cut:]).max() < 1.0
     other = run(model, model.tokenize(BRANCHES[1]), cut, 4)
     assert np.abs(other[0] - full[cut]).max() > 3.0, 'what is not shared is far from it'
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from plotly.offline import get_plotlyjs
 
-from smallm_ros.bench.names import FLOOR_B, FLOORS, WORDS
+from smallm_ros.bench.names import FLOOR_B, FLOORS, OURS_WORDS, WORDS
 from smallm_ros.bench.predict import THIS, predict
 from smallm_ros.bench.result import Run, checks, figures
 from smallm_ros.bench.table import (
@@ -112,7 +112,7 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _colour(arm: str) -> str:
-    if arm in FLOORS:
+    if arm in (*FLOORS, OURS_WORDS):
         return OURS_COLOUR
     return FLOOR_COLOUR if arm in (*FLOORS.values(), FLOOR_B) else OTHER_COLOUR
 

@@ -72,7 +72,7 @@ class Case:
     @classmethod
     def of(cls, path: str, count: int, seed: int = 7, **fields: object) -> Case:
         policy = load_policy(ROOT_FOLDER / path)
-        told = replace(prompt.declaration(policy), decide=Decide.GREEDY, **fields)  # type: ignore[arg-type]
+        told = replace(prompt.declaration(policy), decide=Decide.GREEDY, **fields)
         drawn = reference.draw(policy, seed, count)
         return cls(told, tuple(prompt.segments(policy, each) for each in drawn))
 
