@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
-
 WINDOW = 64
 """Batches whose cost is remembered: with two passes at 3 Hz, the last ten seconds."""
 QUANTILE = 0.95
@@ -94,15 +92,19 @@ class CostModel:
         self._now = None
 
     def _weather(self) -> tuple[float, float]:
-        """Return how many times slower than at the start it is now, and the wait in ns."""
+        """Return how many times slower than at the start it is now, and the wait in ns.
+
+        Without numpy: after a forward pass, whose weights have emptied the caches, its calls take
+        twice as long.
+        """
         if self._now is None:
             self._now, self._news = (1.0, 0.0), 0
             if self._recent:
-                idle, took = np.array(self._recent, np.float64).T
-                ratios = np.sort(took / idle)
-                factor = float(ratios[(ratios.size - 1) // 2] + ratios[ratios.size // 2]) / 2
-                waits = np.sort(took - idle * factor)
-                self._now = factor, max(0.0, float(waits[math.ceil(QUANTILE * waits.size) - 1]))
+                ratios = sorted(took / idle for idle, took in self._recent)
+                middle = len(ratios) // 2
+                factor = (ratios[~middle] + ratios[middle]) / 2
+                waits = sorted(took - idle * factor for idle, took in self._recent)
+                self._now = factor, max(0.0, waits[math.ceil(QUANTILE * len(waits)) - 1])
         return self._now
 
 
