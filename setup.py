@@ -71,6 +71,7 @@ setup(
         # What builds llama-cpp-python; the Makefile installs it first so that the system's own
         # cmake, whatever its age, plays no part.
         'build': ['cmake>=3.24', 'ninja', 'scikit-build-core>=0.9.2', 'setuptools', 'wheel'],
+        'gpu': ['nvidia-ml-py>=12'],
         'models': ['huggingface_hub>=1,<3'],
         'replay': ['plotly>=5.20,<8', 'rosbags>=0.10,<0.12'],
         'ros': [
@@ -88,6 +89,7 @@ setup(
         'sim': ['mujoco>=3.2,<5'],
         'test': [
             *TEKKEN,
+            'coverage>=7.4',
             'hypothesis',
             'jsonschema',
             'msgpack-types',

@@ -50,6 +50,7 @@ HOMES = {
     'xllamacpp': ('bench',),
     'msgpack': ('engine.wire',),
     'mcap': ('record',),
+    'pynvml': ('engine.gpu',),
     'mujoco': ('sim',),
     'rosbags': ('replay',),
     'plotly': ('replay', 'bench'),

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -185,24 +189,115 @@ def test_logits_that_are_no_numbers_are_a_miss() -> None:
     assert bench.decided('b').decision.leaf == stepwise(ANSWERS, ('b',))
 
 
-def test_a_batch_that_failed_is_a_miss_and_leaves_kv_consistent() -> None:
+def logits_of(*cycle: float) -> Callable[[tuple[int, ...]], npt.NDArray[np.float32]]:
+    """Return logits that repeat these values over the vocabulary, whatever was read."""
+    return lambda history: np.resize(np.array(cycle, np.float32), HistoryModel.n_vocab)
+
+
+@pytest.mark.parametrize('cycle', [
+    (np.nan,), (np.inf,), (-np.inf,), (np.nan, 1.0), (np.inf, 1.0), (-np.inf, 1.0),
+])
+def test_a_single_logit_that_is_no_number_is_a_miss_too(
+    cycle: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+    bench.declare(('b', 'c'))
+    monkeypatch.setattr(bench.model, '_logits', logits_of(*cycle))
+    missed = bench.ask(bench.question('a'))
+    assert isinstance(missed, Missed)
+    assert missed.why is MissedWhy.NOT_FINITE
+    monkeypatch.undo()
+    assert bench.decided('b').decision.leaf == stepwise(('b', 'c'), ('b',))
+
+
+@pytest.mark.parametrize('value', [0.0, 1e30, -1e30])
+def test_logits_that_are_all_the_same_say_that_nothing_is_known(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+    bench.declare(('left', 'right', 'stop', 'go'))
+    monkeypatch.setattr(bench.model, '_logits', logits_of(value))
+    decision = bench.decided('a').decision
+    # As sure as a die with four sides: far below any min_confidence, and no margin at all.
+    assert decision.confidence == pytest.approx(0.25)
+    assert decision.margin == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(('code', 'why'), [
+    (1, MissedWhy.DECODE_FAILED), (2, MissedWhy.DEADLINE),
+])
+def test_a_batch_that_failed_is_a_miss_and_leaves_kv_consistent(
+    code: int, why: MissedWhy
+) -> None:
     bench = Bench()
     bench.declare()
     bench.decided('a')
-    bench.model.fail_with = 1
+    bench.model.fail_with = code
     missed = bench.ask(bench.question('b'))
     assert isinstance(missed, Missed)
-    assert missed.why is MissedWhy.DECODE_FAILED
+    assert missed.why is why
     assert bench.decided('c').decision.leaf == stepwise(ANSWERS, ('c',))
 
 
-@pytest.mark.parametrize('code', [-1, -3])
+@pytest.mark.parametrize('code', [-1, -2, -3])
 def test_a_broken_computation_ends_the_worker(code: int) -> None:
     bench = Bench()
     bench.declare()
     bench.model.fail_with = code
     with pytest.raises(DecodeError):
         bench.ask(bench.question('b'))
+
+
+def answers_at(bench: Bench, factors: Iterable[float], ms: float) -> Counter[str]:
+    """Ask once in each `ms`, each time on a machine so many times slower; count the answers.
+
+    None may come after its deadline, whatever it says.
+    """
+    counted: Counter[str] = Counter()
+    for number, factor in enumerate(factors):
+        bench.ms_per_token = factor
+        question = bench.question(f'scan {number} m ahead, wall {number * 7 % 13}\n', ms=ms)
+        answer = bench.ask(question)
+        if isinstance(answer, Decided):
+            assert answer.decision.timings.finished_ns <= question.deadline_ns
+        assert bench.clock.now_ns() <= question.deadline_ns, 'the answer itself came late'
+        counted[type(answer).__name__] += 1
+        bench.clock.advance_ms((question.deadline_ns - bench.clock.now_ns()) / MS)
+    return counted
+
+
+def healthy() -> tuple[Bench, float]:
+    """Return a bench, and 1.6 times what a decision takes on it in milliseconds."""
+    bench = Bench()
+    bench.declare()
+    took = bench.decided('scan 0 m ahead, wall 0\n').decision.timings
+    ms = 1.6 * (took.finished_ns - took.started_ns) / MS
+    assert answers_at(bench, [1.0] * 20, ms) == {'Decided': 20}
+    return bench, ms
+
+
+def test_a_chip_that_throttles_to_a_third_refuses_more_and_more_and_is_never_late() -> None:
+    bench, ms = healthy()
+    ramp = [1.0 / (1.0 - 0.7 * step / 99) for step in range(100)]
+    parts = [answers_at(bench, ramp[begin:begin + 25], ms) for begin in (0, 25, 50, 75)]
+    assert [part['Decided'] for part in parts] == sorted(
+        (part['Decided'] for part in parts), reverse=True
+    )
+    assert parts[0]['Decided'] > 12 and parts[-1]['Decided'] == 0
+    assert sum(part['Refused'] for part in parts) > sum(part['Missed'] for part in parts)
+    # It cools down, and drives again within a dozen questions.
+    assert answers_at(bench, [1.0] * 24, ms)['Decided'] >= 12
+
+
+@pytest.mark.parametrize(('factor', 'decides'), [(1.5, True), (3.0, False), (10.0, False)])
+def test_tokens_that_take_longer_are_refused_rather_than_late(
+    factor: float, decides: bool
+) -> None:
+    bench, ms = healthy()
+    counted = answers_at(bench, [factor] * 60, ms)
+    assert (counted['Decided'] > 0) == decides
+    assert counted['Refused'] > counted['Missed'] > 0
+    assert answers_at(bench, [1.0] * 24, ms)['Decided'] >= 12
 
 
 def test_each_batch_is_announced_and_ended() -> None:

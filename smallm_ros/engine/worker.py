@@ -43,7 +43,7 @@ from smallm_ros.core.exchange import (
     ModelLimits,
     Question,
 )
-from smallm_ros.engine.options import add_load_options, load_request
+from smallm_ros.engine.options import FIRST_TO_GO, add_load_options, load_request
 from smallm_ros.engine.progress import ProgressPage, ProgressWriter
 from smallm_ros.engine.scheduler import Announced, Asked, Desk, Reply, Work, too_late
 from smallm_ros.engine.wire import REQUESTS, Event, FrameReader, Hello, Request, encode
@@ -299,9 +299,10 @@ def place(options: argparse.Namespace) -> Place:
     return Place(options.socket, options.progress_fd, options.parent)
 
 
-def serve(where: Place, load: Load, clock: Clock) -> int:
+def serve(where: Place, load: Load, clock: Clock, oom_score_adj: int = FIRST_TO_GO) -> int:
     """Bind the socket, load the model, answer until SIGTERM; return the exit code."""
     os.set_blocking(2, False)
+    _first_to_go(oom_score_adj)
     try:
         if not process.die_with(where.parent, signal.SIGKILL):
             raise WorkerError(f'the supervisor {where.parent} is gone')
@@ -415,6 +416,19 @@ def _post_answer(door: Frontdoor, work: Asked, answer: Answer) -> Answer:
     return answer
 
 
+def _first_to_go(oom_score_adj: int) -> None:
+    """Offer this process to the kernel when memory runs out; its parent keeps its own score.
+
+    Raising needs no privilege; lowering below what was set with one does. See proc(5).
+    """
+    path = Path('/proc/self/oom_score_adj')
+    try:
+        path.write_text(str(oom_score_adj), encoding='ascii')
+    except OSError as err:
+        say(f'{path} cannot be set to {oom_score_adj}: {err.strerror}: when memory runs out, the '
+            'kernel may kill another process of the robot first')
+
+
 def say(line: str) -> None:
     """Write one line to stderr; drop it when stderr would block or is gone."""
     with contextlib.suppress(OSError):
@@ -460,7 +474,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from smallm_ros.engine.load import load_decider
         return load_decider(request, writer, clock)
 
-    return serve(place(options), load, SteadyClock())
+    return serve(place(options), load, SteadyClock(), request.oom_score_adj)
 
 
 if __name__ == '__main__':

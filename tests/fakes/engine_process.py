@@ -65,13 +65,31 @@ def engine(
     socket_path: Path, *worker: str, script: object = None, **limits: Any
 ) -> Iterator[Engine]:
     """Run a supervisor over a scripted worker; whatever happens it ends, and its worker too."""
-    log = socket_path.with_suffix(f'.{now_ns()}.log')
     script_words = [] if script is None else ['--script', json.dumps(script)]
+    with _running(socket_path, [
+        str(Path(__file__).with_name('scripted_engine.py')), str(socket_path),
+        json.dumps({**QUICK, **limits}), *script_words, *worker,
+    ]) as running:
+        yield running
+
+
+@contextmanager
+def real_engine(socket_path: Path, *words: str) -> Iterator[Engine]:
+    """Run `smallm_engine` as it is shipped, on the CPU alone, with these options."""
+    with _running(socket_path, [
+        '-m', 'smallm_ros.engine.supervisor', '--socket', str(socket_path),
+        '--n-gpu-layers', '0', *words,
+    ]) as running:
+        yield running
+
+
+@contextmanager
+def _running(socket_path: Path, words: list[str]) -> Iterator[Engine]:
+    log = socket_path.with_suffix(f'.{now_ns()}.log')
     with log.open('wb') as stderr:
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name('scripted_engine.py')),
-             str(socket_path), json.dumps({**QUICK, **limits}), *script_words, *worker],
-            stderr=stderr, env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+            [sys.executable, *words], stderr=stderr,
+            env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
         )
     try:
         yield Engine(process, log)

@@ -10,7 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from smallm_ros.engine.supervisor import Limits, supervise
+from smallm_ros.engine.supervisor import supervise
+from smallm_ros.engine.watch import Limits
 
 if __name__ == '__main__':
     limits = json.loads(sys.argv[2])
