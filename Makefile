@@ -4,6 +4,12 @@
 
 PYTHON ?= python3
 ARGS ?=
+N ?= 60
+SMALL ?= 10
+STEPS ?= 1000000
+EACH ?= 1000
+MINUTES ?= 15
+HOURS ?=
 BIN := .venv/bin
 BOOTSTRAP_ARGS := $(if $(filter file,$(origin PYTHON)),,--this-python)
 
@@ -14,13 +20,17 @@ unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH 
 endif
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup demo bench test lint clean
+.PHONY: help setup demo bench test faults traces soak mutants lint clean
 
 help:
 	@echo 'make          set up .venv (pinned, no ROS needed); the first time builds llama.cpp'
 	@echo 'make demo     run the simulated robot for a minute and write runs/<time>/report.html'
 	@echo 'make bench    measure decisions beside other ways and the floor: runs/<time>/bench.html'
 	@echo 'make test     run every test'
+	@echo 'make faults   inject real faults for about 90 minutes: N=60 SMALL=10 ARGS=...'
+	@echo 'make traces   the same on a virtual clock: STEPS=1000000 EACH=1000'
+	@echo 'make soak     the healthy system beside busy neighbours: MINUTES=15, or HOURS=1'
+	@echo 'make mutants  plant defects in the gate; the tests must find each'
 	@echo 'make lint     ruff and mypy --strict'
 	@echo 'make clean    remove .venv and what was built; runs/ and downloaded models stay'
 
@@ -37,6 +47,21 @@ bench: setup
 
 test: setup
 	@$(BIN)/python -m pytest $(ARGS)
+
+# Nobody else should use the machine meanwhile.
+faults: setup
+	@$(BIN)/python -m tests.faults -n $(N) --small $(SMALL) $(ARGS)
+
+# On a virtual clock; EACH=10000 takes some hours.
+traces: setup
+	@$(BIN)/python -m tests.proofs.traces --steps $(STEPS) --each $(EACH) --hours 24
+	@$(BIN)/python -m tests.proofs.hostile --count 100000
+
+soak: setup
+	@$(BIN)/python -m tests.faults.soak $(if $(HOURS),--hours $(HOURS),--minutes $(MINUTES)) $(ARGS)
+
+mutants: setup
+	@$(BIN)/python -m tests.proofs.mutants $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

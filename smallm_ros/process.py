@@ -1,14 +1,23 @@
-"""Facts about processes of this host, from /proc and prctl, that tell one from another."""
+"""Facts about processes of this host, and what this one may ask of its kernel.
+
+A pid and its start time name one process for ever. What is asked for and not permitted raises the
+OSError that says so: whoever asks decides whether it can go on without.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
+import select
 import signal
 import socket
+from collections import OrderedDict
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_MCL_CURRENT, _MCL_FUTURE = 1, 2
+_CAP_IPC_LOCK = 14
 
 
 def start_ticks(pid: int) -> int | None:
@@ -54,3 +63,101 @@ def die_with(parent: int, number: signal.Signals) -> bool:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return os.getppid() == parent
+
+
+def lock_memory() -> None:
+    """Keep all memory of this process, present and future, from being paged out; mlockall(2).
+
+    Raises OSError when that is not permitted without limit: under a limit the next allocation
+    beyond it would fail, which is worse than a page fault.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit != resource.RLIM_INFINITY and not _capable(_CAP_IPC_LOCK):
+        raise PermissionError(1, f'only {limit // 1024} KiB may be locked')
+    if ctypes.CDLL(None, use_errno=True).mlockall(_MCL_CURRENT | _MCL_FUTURE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def schedule_fifo(priority: int) -> None:
+    """Schedule the calling thread, and none that it starts, as SCHED_FIFO; sched(7).
+
+    Raises OSError when that is not permitted.
+    """
+    os.sched_setscheduler(
+        0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
+
+
+def scheduling(thread: int = 0) -> str:
+    """Return how a thread is scheduled, the calling one by default: `fifo 50`, `other`."""
+    policy = os.sched_getscheduler(thread) & ~os.SCHED_RESET_ON_FORK
+    priority = os.sched_getparam(thread).sched_priority
+    name = {os.SCHED_FIFO: 'fifo', os.SCHED_RR: 'rr', os.SCHED_BATCH: 'batch',
+            os.SCHED_IDLE: 'idle'}.get(policy, 'other')
+    return f'{name} {priority}' if priority else name
+
+
+def _capable(number: int) -> bool:
+    """Whether this process has a capability, proc(5)."""
+    for line in Path('/proc/self/status').read_text(encoding='ascii').splitlines():
+        if line.startswith('CapEff:'):
+            return bool(int(line.split()[1], 16) >> number & 1)
+    return False
+
+
+class ProcessWatch:
+    """Knows when processes end, by their pidfds: without waiting, without being their parent."""
+
+    _MOST = 8
+
+    def __init__(self) -> None:
+        self._fds: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._dead: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._poll = select.poll()
+
+    def watch(self, process: tuple[int, int]) -> None:
+        """Watch (pid, start ticks) from now on; the longest watched leaves when there are many."""
+        if process in self._fds or process in self._dead:
+            return
+        pid, began_ticks = process
+        try:
+            fd = os.pidfd_open(pid)
+        except (ProcessLookupError, OverflowError):
+            self._bury(process)
+            return
+        except OSError:
+            return  # no right or no descriptor left: its silence will tell
+        found_ticks = start_ticks(pid)
+        if found_ticks != began_ticks:
+            gone = found_ticks is not None or bool(select.select([fd], [], [], 0)[0])
+            os.close(fd)
+            if gone:
+                self._bury(process)
+            return  # else /proc could not be read, for want of a descriptor: the next time
+        self._fds[process] = fd
+        self._poll.register(fd, select.POLLIN)
+        if len(self._fds) > self._MOST:
+            self._forget(next(iter(self._fds)))
+
+    def dead(self) -> frozenset[tuple[int, int]]:
+        """Return those that have ended."""
+        ready = {fd for fd, _ in self._poll.poll(0)}
+        for process in [process for process, fd in self._fds.items() if fd in ready]:
+            self._forget(process)
+            self._bury(process)
+        return frozenset(self._dead)
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        for process in list(self._fds):
+            self._forget(process)
+
+    def _forget(self, process: tuple[int, int]) -> None:
+        fd = self._fds.pop(process)
+        self._poll.unregister(fd)
+        os.close(fd)
+
+    def _bury(self, process: tuple[int, int]) -> None:
+        self._dead[process] = None
+        if len(self._dead) > self._MOST:
+            self._dead.popitem(last=False)

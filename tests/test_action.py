@@ -89,7 +89,7 @@ actions:
   stop: {description: stand still, twist: {}}
 decision: {rate_hz: 2, budget_ms: 400, max_observation_age_ms: 2200}
 envelope: {max_forward_m_s: 1, max_turn_rad_s: 1, max_acceleration_m_s2: 1,
-           max_deceleration_m_s2: 1, max_angular_acceleration_rad_s2: 1, obstacle_sensor: scan}
+           max_deceleration_m_s2: 1, max_angular_acceleration_rad_s2: 1, obstacle_sensors: [scan]}
 """, 'choices.yaml')
     space = ActionSpace.of(policy)
     assert space.answers == (

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +17,12 @@ from hypothesis import strategies as st
 from smallm_ros.core.action import STOP, Velocity
 from smallm_ros.core.envelope import (
     STANDING,
+    Beams,
     Limited,
     Motion,
+    Seen,
     Surroundings,
+    Told,
     approach,
     latency_s,
     limit,
@@ -24,8 +30,9 @@ from smallm_ros.core.envelope import (
     stopping_speed_m_s,
 )
 from smallm_ros.core.observation import Scan
-from smallm_ros.core.policy import Policy, ScanSensor, load_policy
-from tests.fakes.point_world import KINDS, PointWorld, wild
+from smallm_ros.core.policy import Policy, Robot, ScanSensor, SlowDown, load_policy
+from smallm_ros.core.shape import Shape
+from tests.fakes.point_world import KINDS, PointWorld, outside_m, wild
 
 POLICY = load_policy(Path(__file__).parent / 'fakes' / 'round_robot.yaml')
 SENSOR = POLICY.sensors['scan']
@@ -50,9 +57,28 @@ def with_envelope(**rules: object) -> Policy:
     return POLICY.model_copy(update={'envelope': POLICY.envelope.model_copy(update=rules)})
 
 
+def seen_by(scan: Scan, since: Motion = STANDING, sensor: ScanSensor = SENSOR) -> tuple[Seen]:
+    return (Seen(scan, sensor, since),)
+
+
+def around(scan: Scan, policy: Policy = POLICY, sensor: ScanSensor = SENSOR) -> Surroundings:
+    return Surroundings.of(seen_by(scan, sensor=sensor), policy)
+
+
+def laser(**mount: float) -> ScanSensor:
+    sensor = POLICY.sensors['scan'].model_copy(update=mount)
+    assert isinstance(sensor, ScanSensor)
+    return sensor
+
+
+def beams(scan: Scan, policy: Policy = POLICY) -> Beams:
+    return around(scan, policy).beams[0]
+
+
 def drive(asked: Velocity, previous: Velocity = STOP, scan: Scan | None = OPEN,
-          since: Motion = STANDING, policy: Policy = POLICY) -> Limited:
-    return limit(asked, previous, DT, scan, since, policy)
+          since: Motion = STANDING, policy: Policy = POLICY, coasting_m_s: float = 0.0) -> Limited:
+    seen = None if scan is None else seen_by(scan, since)
+    return limit(asked, Told(previous, coasting_m_s, DT), seen, policy)
 
 
 def test_what_is_inside_every_limit_passes_unchanged() -> None:
@@ -205,7 +231,7 @@ def test_rounding_of_the_increment_moves_no_limit(step: float) -> None:
     ranges = np.full(360, np.inf, dtype=np.float32)
     ranges[179:182] = np.nan
     slow, scan = Velocity(0.2, 0.0), Scan(0, 'laser', -180 * step, step, 0.05, 12.0, ranges)
-    assert Surroundings.of(scan, POLICY).unknown_rad.size == 0
+    assert beams(scan).unknown_rad.size == 0
     ranges[182] = np.nan
     assert drive(slow, slow, scan).velocity.linear_x_m_s == 0.0
 
@@ -231,11 +257,11 @@ def test_what_has_one_side_only_stays_unknown() -> None:
     ranges = np.full(181, np.inf, dtype=np.float32)
     ranges[[0, -1]] = np.nan
     half = Scan(0, 'laser', -math.pi / 2, math.pi / 180, 0.05, 12.0, ranges)
-    assert sorted(Surroundings.of(half, POLICY).unknown_rad) == pytest.approx(
+    assert sorted(beams(half).unknown_rad) == pytest.approx(
         [-math.pi / 2, math.pi / 2])
-    assert Surroundings.of(scan_of({}, other=math.nan), POLICY).unknown_rad.size == BEAMS
+    assert beams(scan_of({}, other=math.nan)).unknown_rad.size == BEAMS
     alone = scan_of({0: 1.0}, other=math.nan)
-    assert Surroundings.of(alone, POLICY).unknown_rad.size == BEAMS - 1
+    assert beams(alone).unknown_rad.size == BEAMS - 1
 
 
 @pytest.mark.parametrize(('left', 'right', 'filled'), [
@@ -245,10 +271,10 @@ def test_what_has_one_side_only_stays_unknown() -> None:
 def test_a_drop_out_is_as_near_as_its_nearer_side(
     left: float, right: float, filled: float | None,
 ) -> None:
-    around = Surroundings.of(scan_of({1: left, 0: math.nan, -1: right}), POLICY)
-    ahead = around.ranges_m[np.abs(around.bearings_rad) < 1e-6]
+    one = beams(scan_of({1: left, 0: math.nan, -1: right}))
+    ahead = one.ranges_m[np.abs(one.bearings_rad) < 1e-6]
     assert list(ahead) == ([] if filled is None else [pytest.approx(filled)])
-    assert around.unknown_rad.size == 0
+    assert one.unknown_rad.size == 0
 
 
 @given(
@@ -263,10 +289,11 @@ def test_filling_frees_no_more_than_the_nearer_neighbour(
     count = len(values)
     step = 2 * math.pi / count if whole else 2.5 / count
     scan = Scan(0, 'laser', -1.25, step, 0.05, 12.0, np.array(values, dtype=np.float32))
-    raw = Surroundings.of(scan, with_envelope(unknown_gap_deg=0.0))
-    filled = Surroundings.of(scan, with_envelope(unknown_gap_deg=gap_deg))
-    seen = dict(zip(filled.bearings_rad.round(6), filled.ranges_m, strict=True))
-    still = set(filled.unknown_rad.round(6))
+    raw = around(scan, with_envelope(unknown_gap_deg=0.0))
+    filled = around(scan, with_envelope(unknown_gap_deg=gap_deg))
+    one = filled.beams[0]
+    seen = dict(zip(one.bearings_rad.round(6), one.ranges_m, strict=True))
+    still = set(one.unknown_rad.round(6))
     measured = {
         i: 0.05 if value == -math.inf else math.inf if value > 12.0 else float(np.float32(value))
         for i, value in enumerate(values) if value == -math.inf or value > 0.05
@@ -315,14 +342,12 @@ def test_without_a_scan_it_turns_and_brakes_and_nothing_else() -> None:
 
 
 def test_the_mount_turns_the_scan() -> None:
-    sensors = POLICY.sensors | {'scan': SENSOR.model_copy(update={'mount_yaw_deg': 90.0})}
-    turned = POLICY.model_copy(update={'sensors': sensors})
-    around = Surroundings.of(scan_of({-90: 1.0}), turned)
-    assert around.bearings_rad == pytest.approx([0.0], abs=1e-6)
+    one = around(scan_of({-90: 1.0}), sensor=laser(mount_yaw_deg=90.0)).beams[0]
+    assert one.bearings_rad == pytest.approx([0.0], abs=1e-6)
 
 
 def test_coasting_holds_reverse_back() -> None:
-    out = drive(Velocity(-0.5, 0.0), STOP, OPEN, Motion(coasting_m_s=0.4))
+    out = drive(Velocity(-0.5, 0.0), coasting_m_s=0.4)
     assert out.velocity.linear_x_m_s == 0.0
     assert out.coasting_m_s == pytest.approx(0.35)
 
@@ -348,12 +373,11 @@ def run_wildly(seed: int, kind: str, steps_old: int, dropped: float = 0.0) -> fl
         taken, scan = scans[0] if steps_old else scans[-1]
         asked = wild(rng, kind, tick, asked)
         recent = done[max(0, taken - 2):]  # the base acts two periods late
-        out = limit(asked, velocity, DT, scan, Motion(
+        out = drive(asked, velocity, scan, Motion(
             distance_m=sum(v for v, _ in recent) * DT,
             left_rad=sum(max(w, 0.0) for _, w in recent) * DT,
             right_rad=sum(max(-w, 0.0) for _, w in recent) * DT,
-            coasting_m_s=coasting,
-        ), POLICY)
+        ), coasting_m_s=coasting)
         velocity, coasting = out.velocity, out.coasting_m_s
         done.append((max(abs(velocity.linear_x_m_s), abs(coasting)), velocity.angular_z_rad_s))
         driven += world.move(velocity, DT)
@@ -383,3 +407,432 @@ def test_drop_outs_in_every_scan_stop_no_robot() -> None:
 
 def test_an_envelope_that_never_moves_would_be_none() -> None:
     assert sum(run_wildly(seed, 'swerve', 0) for seed in range(6)) > 6.0
+
+
+# --- stretch, jerk, the zone ----------------------------------------------------------------
+
+
+def test_a_base_that_drives_further_in_a_time_needs_more_of_it() -> None:
+    told, scan = Told(Velocity(1.0, 0.0), 0.0, DT, stretch=2.0), scan_of({0: 0.5 + REACH})
+    v = limit(Velocity(1.0, 0.0), told, seen_by(scan), POLICY).velocity.linear_x_m_s
+    a = POLICY.envelope.max_deceleration_m_s2
+    assert 2.0 * v * latency_s(POLICY) + v * v / (2 * a) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_in_the_zone_it_slows_down_as_usual_and_then_stays_slow() -> None:
+    zone = with_envelope(slow_down=SlowDown(within_m=2.0, max_m_s=0.3))
+    fast, far, near = Velocity(0.9, 0.0), scan_of({0: REACH + 2.1}), scan_of({0: REACH + 1.9})
+    assert drive(fast, fast, far, policy=zone).velocity == fast
+    out = drive(fast, fast, near, policy=zone)
+    down = POLICY.envelope.max_deceleration_m_s2 * DT
+    assert out.velocity.linear_x_m_s == pytest.approx(0.9 - down)
+    assert 'zone of 0.3 m/s' in out.why
+    slow = Velocity(0.3, 0.0)
+    assert drive(fast, slow, near, policy=zone).velocity == slow
+    behind = scan_of({-180: REACH + 1.0})
+    assert drive(fast, fast, behind, policy=zone).velocity == fast, 'not where it drives to'
+
+
+def ramp(asked: Velocity, policy: Policy, steps: int, start: Velocity = STOP,
+         scan: Scan = OPEN) -> list[Velocity]:
+    out, coasting, last = [start], 0.0, STOP
+    for _ in range(steps):
+        told = Told(out[-1], coasting, DT, last.linear_x_m_s, last.angular_z_rad_s)
+        new = limit(asked, told, seen_by(scan), policy)
+        last = Velocity((new.velocity.linear_x_m_s - out[-1].linear_x_m_s) / DT,
+                        (new.velocity.angular_z_rad_s - out[-1].angular_z_rad_s) / DT)
+        out.append(new.velocity)
+        coasting = new.coasting_m_s
+    return out
+
+
+@pytest.mark.parametrize('asked', [Velocity(0.8, 1.2), Velocity(-0.4, -1.2)])
+def test_jerk_rounds_off_both_ends_of_a_ramp(asked: Velocity) -> None:
+    jerky = ramp(asked, POLICY, 60)
+    smooth = ramp(asked, with_envelope(max_jerk_m_s3=2.0, max_angular_jerk_rad_s3=8.0), 60)
+    assert smooth[-1] == jerky[-1] == asked
+    for values, jerk in (([v.linear_x_m_s for v in smooth], 2.0),
+                         ([v.angular_z_rad_s for v in smooth], 8.0)):
+        changes = np.diff(np.abs(values)) / DT
+        assert changes[0] == pytest.approx(jerk * DT), 'the limit is felt'
+        assert (np.diff(changes) <= jerk * DT + 1e-9).all()
+        assert (np.diff(changes) >= -2.0 * jerk * DT - 1e-9).all(), 'the last step may be cut'
+        assert max(map(abs, values)) <= abs(values[-1]) + 1e-12
+
+
+def test_jerk_holds_back_no_stop_and_no_obstacle() -> None:
+    policy, fast = with_envelope(max_jerk_m_s3=0.5), Velocity(1.0, 0.0)
+    down = POLICY.envelope.max_deceleration_m_s2 * DT
+    assert drive(STOP, fast, policy=policy).velocity.linear_x_m_s == pytest.approx(1.0 - down)
+    eased = drive(Velocity(0.2, 0.0), fast, policy=policy).velocity.linear_x_m_s
+    assert eased == pytest.approx(1.0 - 0.5 * DT * DT), 'slowing at will is'
+    wall = scan_of({0: REACH + 0.1})
+    assert drive(fast, fast, wall, policy=policy).velocity == (
+        drive(fast, fast, wall).velocity)
+
+
+@given(st.floats(-1, 1), st.floats(-1, 1), st.floats(-3, 3), st.floats(0.1, 20))
+def test_jerk_passes_neither_end(now: float, goal: float, before: float, jerk: float) -> None:
+    policy = with_envelope(max_jerk_m_s3=jerk, max_reverse_m_s=1.0)
+    asked = Velocity(goal, 0.001)  # not a stop
+    told = Told(Velocity(now, 0.0), 0.0, DT, before)
+    smooth = limit(asked, told, seen_by(OPEN), policy).velocity.linear_x_m_s
+    plain = drive(asked, Velocity(now, 0.0), policy=with_envelope(max_reverse_m_s=1.0))
+    assert min(now, goal) - 1e-9 <= smooth <= max(now, goal) + 1e-9
+    assert abs(smooth - now) <= abs(plain.velocity.linear_x_m_s - now) + 1e-9
+
+
+# --- several lasers -------------------------------------------------------------------------
+
+
+def test_an_offset_laser_sees_from_where_it_is() -> None:
+    sensor = laser(mount_x_m=0.1, mount_y_m=-0.15, mount_yaw_deg=90.0)
+    one = around(scan_of({0: 1.0}), sensor=sensor).beams[0]
+    (where,) = one.ranges_m * np.exp(1j * one.bearings_rad)
+    assert (where.real, where.imag) == pytest.approx((0.1, 0.85))
+
+
+def test_the_point_of_an_older_scan_is_widened_by_more() -> None:
+    slow, scan = Velocity(0.2, 0.0), scan_of({0: REACH + 0.5})
+    old, new = Seen(scan, SENSOR, Motion(distance_m=0.2)), Seen(scan, SENSOR, STANDING)
+    told = Told(slow, 0.0, DT)
+    for seen, free in (((new,), 0.5), ((old,), 0.3), ((new, old), 0.3), ((old, new), 0.3)):
+        assert limit(slow, told, seen, POLICY).free_m == pytest.approx(free, abs=1e-6)
+
+
+def half_scan(other: float = math.inf) -> Scan:
+    return Scan(0, 'laser', -math.pi / 2, math.pi / 180, 0.05, 12.0,
+                np.full(181, other, dtype=np.float32))
+
+
+def test_a_direction_is_known_when_one_laser_knows_it() -> None:
+    front, rear = (Seen(half_scan(), laser(mount_yaw_deg=yaw), STANDING) for yaw in (0.0, 180.0))
+    ahead, back = Velocity(0.2, 0.0), Velocity(-0.2, 0.0)
+    for asked, seen, moves in ((ahead, (front,), True), (back, (front,), False),
+                               (ahead, (rear,), False), (back, (front, rear), True)):
+        out = limit(asked, Told(asked, 0.0, DT), seen, POLICY)
+        assert (out.velocity == asked) == moves
+
+
+def test_of_an_offset_laser_all_bearings_count_that_a_heading_is_in() -> None:
+    """At the front edge, 180 degrees: beside it, what is near base_link's side is behind it."""
+    off = around(half_scan(), sensor=laser(mount_x_m=0.19))
+    assert not off.blind[[0, 45, 315]].any()
+    assert off.blind[[85, 274]].all()
+    assert off.close[[45, 315]].all()
+    assert not off.close[0]
+    assert not around(half_scan()).blind[[0, 45, 85, 274]].any(), 'of one at base_link'
+    turned = Surroundings.of((Seen(half_scan(), SENSOR, Motion(left_rad=0.5)),), POLICY)
+    assert turned.blind[70], 'it may have turned to the left since'
+    assert not turned.blind[290]
+
+
+def test_a_scan_without_beams_knows_nothing() -> None:
+    empty = Scan(0, 'laser', 0.0, 0.01, 0.05, 12.0, np.zeros(0, dtype=np.float32))
+    assert around(empty).blind.all()
+    whole_turn = Surroundings.of((Seen(half_scan(), SENSOR, Motion(left_rad=7.0)),), POLICY)
+    assert whole_turn.blind.all()
+
+
+# --- a polygon ------------------------------------------------------------------------------
+
+CORNERS = ((0.4, 0.2), (-0.3, 0.2), (-0.3, -0.2), (0.4, -0.2))
+BOX = POLICY.model_copy(update={
+    'robot': Robot(footprint=CORNERS, base_delay_ms=POLICY.robot.base_delay_ms),
+})
+MARGIN = POLICY.envelope.margin_m
+HULL = np.array([CORNERS[3], CORNERS[0], CORNERS[1], CORNERS[2]])
+
+
+def at(*points: tuple[float, float]) -> Scan:
+    """A whole turn of 3,600 beams, with echoes at points in base_link."""
+    values = np.full(3600, np.inf, dtype=np.float32)
+    for x, y in points:
+        values[round(math.degrees(math.atan2(y, x)) * 10) % 3600] = math.hypot(x, y)
+    return Scan(0, 'laser', 0.0, 2 * math.pi / 3600, 0.05, 12.0, values)
+
+
+def test_each_side_of_the_polygon_is_judged_by_itself() -> None:
+    slow, back = Velocity(0.2, 0.0), Velocity(-0.2, 0.0)
+    assert drive(slow, slow, at((1.0, 0.0)), policy=BOX).free_m == (
+        pytest.approx(1.0 - 0.4 - MARGIN, abs=1e-3))
+    assert drive(back, back, at((-1.0, 0.0)), policy=BOX).free_m == (
+        pytest.approx(1.0 - 0.3 - MARGIN, abs=1e-3))
+    for lateral, free in ((0.21 + MARGIN, True), (0.19 + MARGIN, False)):
+        assert math.isinf(drive(slow, slow, at((1.0, lateral)), policy=BOX).free_m) == free
+        assert math.isinf(drive(back, back, at((-1.0, -lateral)), policy=BOX).free_m) == free
+
+
+def test_a_narrow_way_is_open_to_the_polygon_and_not_to_its_disc() -> None:
+    walls = at(*((x / 20, side * 0.3) for x in range(-20, 21) for side in (-1, 1)))
+    slow, wide = Velocity(0.2, 0.0), POLICY.model_copy(update={
+        'robot': Robot(radius_m=BOX.robot.radius_m)})
+    assert drive(slow, slow, walls, policy=BOX).velocity == slow
+    assert drive(slow, slow, walls, policy=wide).velocity.linear_x_m_s == 0.0
+    turning = drive(Velocity(0.0, 1.0), STOP, walls, policy=BOX)
+    assert turning.velocity.angular_z_rad_s < drive(
+        Velocity(0.0, 1.0), policy=BOX).velocity.angular_z_rad_s
+    assert 'free turn' in turning.why
+
+
+@pytest.mark.parametrize('side', [-1, 1])
+def test_a_corner_stops_before_a_post_and_turns_away_from_it(side: int) -> None:
+    into, away = Velocity(0.0, side * 1.0), Velocity(0.0, side * -1.0)
+    at_rest = at((0.25, side * 0.36))
+    out = drive(into, into, at_rest, policy=BOX)
+    w, spin = abs(out.velocity.angular_z_rad_s), POLICY.envelope.max_angular_acceleration_rad_s2
+    assert 0.0 < w < 1.0
+    turn = around(at_rest, BOX).turn_rad(left=side > 0, unknown_is_blocked=True)
+    assert w * latency_s(BOX) + w * w / (2 * spin) == pytest.approx(turn, abs=1e-6)
+    inside = at((0.38, side * 0.23))
+    assert drive(into, STOP, inside, policy=BOX).velocity.angular_z_rad_s == 0.0
+    assert drive(away, STOP, inside, policy=BOX).velocity.angular_z_rad_s == (
+        pytest.approx(-side * 3.0 * DT, rel=0.5))
+
+
+def test_inside_the_margin_it_drives_along_and_away_and_not_nearer() -> None:
+    slow, back = Velocity(0.2, 0.0), Velocity(-0.2, 0.0)
+    for where, forward, reverse in (
+        ((0.43, 0.1), False, True), ((-0.33, 0.1), True, False), ((0.1, 0.22), True, True),
+        ((0.39, 0.1), False, True),
+    ):
+        scan = at(where)
+        assert (drive(slow, policy=BOX, scan=scan).velocity.linear_x_m_s > 0) == forward
+        assert (drive(back, policy=BOX, scan=scan).velocity.linear_x_m_s < 0) == reverse
+    assert drive(slow, policy=BOX, scan=at((0.1, 0.22)), since=Motion(left_rad=0.1)
+                 ).velocity == STOP, 'it may point at it'
+
+
+def test_a_polygon_that_knows_nothing_stands() -> None:
+    asked = Velocity(0.1, 0.5)
+    assert drive(asked, scan=None, policy=BOX).velocity == STOP
+    blind = scan_of({}, other=math.nan)
+    assert drive(asked, scan=blind, policy=BOX).velocity == STOP
+    lenient = BOX.model_copy(update={
+        'envelope': BOX.envelope.model_copy(update={'unknown_is_blocked': False})})
+    assert drive(asked, scan=blind, policy=lenient).velocity.angular_z_rad_s > 0.0
+
+
+def test_what_may_have_moved_since_turns_less() -> None:
+    scan = at((0.25, 0.36))
+    turns = [
+        Surroundings.of(seen_by(scan, since), BOX).turn_rad(left=True, unknown_is_blocked=True)
+        for since in (STANDING, Motion(left_rad=0.1), Motion(distance_m=0.02),
+                      Motion(distance_m=0.5))
+    ]
+    assert turns[1] == pytest.approx(max(turns[0] - 0.1, 0.0))
+    assert turns[0] > turns[2] >= turns[3] == 0.0
+
+
+def test_wide_cones_count_the_whole_disc() -> None:
+    scan = at((1.0, 0.0))
+    disc = 1.0 - reach_m(BOX)
+    assert around(scan, BOX).way_m(-2.0, 2.0) == pytest.approx(disc, abs=1e-6)
+    turned = Surroundings.of(seen_by(scan, Motion(left_rad=2.0, right_rad=2.0)), BOX)
+    assert turned.way_m(0.0, 0.0) == pytest.approx(disc, abs=1e-6)
+
+
+def test_a_notch_counts_as_filled() -> None:
+    notched = Robot(footprint=(*CORNERS, (0.1, 0.0)))
+    one, other = (
+        Shape.of(robot.footprint, robot.radius_m, MARGIN) for robot in (notched, BOX.robot))
+    assert sorted(map(tuple, one.corners)) == sorted(map(tuple, other.corners))
+
+
+@st.composite
+def convex(draw: st.DrawFn) -> np.ndarray[Any, Any]:
+    """A polygon around base_link, counter-clockwise."""
+    count = draw(st.integers(3, 9))
+    jitter = draw(st.lists(st.floats(-0.3, 0.3), min_size=count, max_size=count))
+    angles = (np.arange(count) + np.array(jitter)) * 2 * math.pi / count
+    radius = np.array(draw(st.lists(st.floats(0.2, 0.7), min_size=count, max_size=count)))
+    points = np.stack((radius * np.cos(angles), radius * np.sin(angles)), axis=1)
+    return Shape.of(tuple(map(tuple, points.tolist())), 1.0, 0.0).corners
+
+
+def outside_at(corners: np.ndarray[Any, Any], pose: complex, heading: float,
+               point: complex) -> float:
+    local = (point - pose) * np.exp(-1j * heading)
+    return outside_m(corners, (float(local.real), float(local.imag)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(convex(), st.floats(0.15, 3), st.floats(-math.pi, math.pi), st.floats(-1, 0),
+       st.floats(0, 1), st.booleans(), st.integers(0, 2**32))
+def test_no_path_in_the_cone_touches_within_the_way(
+    corners: np.ndarray[Any, Any], distance: float, bearing: float, low: float, high: float,
+    backwards: bool, seed: int,
+) -> None:
+    """Walks of a hundred steps with headings in the range, the body always along them."""
+    shape = Shape.of(tuple(map(tuple, corners.tolist())), 1.0, MARGIN)
+    point = distance * np.exp(1j * bearing)
+    way = shape.way_m(np.array([[point.real], [point.imag]]), low, high,
+                      math.pi if backwards else 0.0, 0.0)
+    assert way == 0.0 or way >= distance - shape.reach_m - 1e-9
+    if way <= 0.0 or any(outside_at(corners, 0j, heading, point) < MARGIN
+                         for heading in np.linspace(low, high, 9)):
+        return  # inside already: what then is allowed has its own story
+    rng = np.random.default_rng(seed)
+    for kind in range(4):
+        pose, ends = 0j, rng.uniform(low, high, size=2)
+        for k in range(100):
+            heading = (rng.uniform(low, high) if kind == 0 else
+                       (low, high)[k * kind // 100 % 2] if kind < 3 else
+                       ends[0] + (ends[1] - ends[0]) * k / 100)
+            pose += (-1 if backwards else 1) * np.exp(1j * heading) * min(way, 4.0) / 100
+            assert outside_at(corners, pose, heading, point) >= MARGIN - 1e-6
+
+
+@settings(max_examples=150, deadline=None)
+@given(convex(), st.floats(0.1, 0.9), st.floats(-math.pi, math.pi), st.booleans(),
+       st.floats(0, 0.1), st.floats(0, 2 * math.pi))
+def test_no_turn_within_the_free_one_touches(
+    corners: np.ndarray[Any, Any], distance: float, bearing: float, left: bool, grown: float,
+    moved: float,
+) -> None:
+    shape = Shape.of(tuple(map(tuple, corners.tolist())), 1.0, MARGIN)
+    free = shape.turn_rad(np.array([distance]), np.array([bearing]), grown, left=left)
+    point = distance * np.exp(1j * bearing)
+    if outside_at(corners, 0j, 0.0, point) >= MARGIN + grown:
+        for turn in np.linspace(0.0, min(max(free, 0.0), 2 * math.pi), 60):
+            now = outside_at(corners, grown * np.exp(1j * moved), turn if left else -turn, point)
+            assert free <= 0.0 or now >= MARGIN - 1e-5
+
+
+def test_turning_away_does_become_free() -> None:
+    """The properties above would hold if nothing ever turned."""
+    shape = Shape.of(CORNERS, 1.0, MARGIN)
+    for degree in (20, 40, 140, 160):
+        here = np.radians([float(degree)]), np.array([0.0])
+        free = [shape.turn_rad(here[1], here[0], 0.0, left=left) for left in (True, False)]
+        assert min(free) == 0.0
+        assert max(free) > 0.5
+
+
+# --- any policy, any scans ------------------------------------------------------------------
+
+RANGES = st.lists(st.sampled_from([0.1, 0.3, 0.4, 0.6, 1.0, 2.0, math.inf]), min_size=36,
+                  max_size=36)
+VELOCITIES = st.builds(Velocity, st.floats(-0.5, 1.0), st.floats(-1.5, 1.5))
+
+
+def coarse(values: list[float]) -> Scan:
+    return scan_of({}) if not values else Scan(
+        0, 'laser', -math.pi, 2 * math.pi / 360, 0.05, 12.0,
+        np.repeat(np.array(values, dtype=np.float32), 10))
+
+
+@settings(max_examples=200, deadline=None)
+@given(RANGES, RANGES, VELOCITIES, VELOCITIES, st.floats(0, 0.2), st.booleans(), st.booleans())
+def test_more_points_never_allow_more_speed_and_limits_always_hold(
+    ranges: list[float], more: list[float], asked: Velocity, previous: Velocity,
+    since: float, polygon: bool, zone: bool,
+) -> None:
+    policy = BOX if polygon else POLICY
+    if zone:
+        policy = policy.model_copy(update={'envelope': policy.envelope.model_copy(
+            update={'slow_down': SlowDown(within_m=0.5, max_m_s=0.2)})})
+    rules, told = policy.envelope, Told(previous, 0.0, DT)
+    motion = Motion(since / 2, since, since / 3)
+    one = (Seen(coarse(ranges), SENSOR, motion),)
+    both = (*one, Seen(coarse(more), laser(mount_x_m=0.1, mount_yaw_deg=40.0), motion))
+    few, many = (limit(asked, told, seen, policy).velocity for seen in (one, both))
+    assert abs(many.linear_x_m_s) <= abs(few.linear_x_m_s) + 1e-9
+    for out in (few, many):
+        assert -rules.max_reverse_m_s <= out.linear_x_m_s <= rules.max_forward_m_s
+        assert abs(out.angular_z_rad_s) <= rules.max_turn_rad_s
+        assert abs(out.linear_x_m_s) <= (
+            abs(previous.linear_x_m_s) + rules.max_acceleration_m_s2 * DT + 1e-9)
+        assert abs(out.angular_z_rad_s) <= (
+            abs(previous.angular_z_rad_s) + rules.max_angular_acceleration_rad_s2 * DT + 1e-9)
+
+
+PAIR = (laser(mount_x_m=0.35, mount_y_m=0.15, mount_yaw_deg=45.0),
+        laser(mount_x_m=-0.25, mount_y_m=-0.15, mount_yaw_deg=-135.0))
+
+
+def run_box(seed: int, kind: str, policy: Policy, span_deg: int) -> float:
+    """Drive 10 s; two lasers in opposite corners, each every other period; metres driven."""
+    rng = np.random.default_rng(seed)
+    world = PointWorld(rng, policy)
+    taken: list[tuple[int, Scan]] = [(0, world.scan(0, one, span_deg)) for one in PAIR]
+    done: list[tuple[float, float]] = []
+    driven, asked, told = 0.0, STOP, Told(STOP, 0.0, DT)
+    for tick in range(200):
+        taken[tick % 2] = (tick, world.scan(0, PAIR[tick % 2], span_deg))
+        asked = wild(rng, kind, tick, asked)
+        seen = []
+        for (at_tick, scan), sensor in zip(taken, PAIR, strict=True):
+            recent = done[max(0, at_tick - 2):]
+            seen.append(Seen(scan, sensor, Motion(
+                distance_m=sum(v for v, _ in recent) * DT,
+                left_rad=sum(max(w, 0.0) for _, w in recent) * DT,
+                right_rad=sum(max(-w, 0.0) for _, w in recent) * DT)))
+        out = limit(asked, told, tuple(seen), policy)
+        change = [(new - old) / DT for new, old in (
+            (out.velocity.linear_x_m_s, told.velocity.linear_x_m_s),
+            (out.velocity.angular_z_rad_s, told.velocity.angular_z_rad_s))]
+        told = Told(out.velocity, out.coasting_m_s, DT, *change)
+        done.append((max(abs(out.velocity.linear_x_m_s), abs(out.coasting_m_s)),
+                     out.velocity.angular_z_rad_s))
+        driven += world.move(out.velocity, DT)
+        assert world.clearance_m() > 0.0, f'touched after {tick * DT:.2f} s'
+    return driven
+
+
+SMOOTH = BOX.model_copy(update={'envelope': BOX.envelope.model_copy(update={
+    'max_jerk_m_s3': 4.0, 'max_angular_jerk_rad_s3': 10.0,
+    'slow_down': SlowDown(within_m=0.4, max_m_s=0.3)})})
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from(KINDS), st.sampled_from([BOX, SMOOTH]),
+       st.sampled_from([300, 360]))
+def test_no_policy_lets_a_box_touch_anything(
+    seed: int, kind: str, policy: Policy, span_deg: int,
+) -> None:
+    run_box(seed, kind, policy, span_deg)
+
+
+def test_a_box_that_never_moves_would_prove_nothing() -> None:
+    assert sum(run_box(seed, 'swerve', BOX, 360) for seed in range(6)) > 4.0
+
+
+# --- how long it takes ----------------------------------------------------------------------
+
+
+def spent_us(work: Callable[[], object], rounds: int = 60) -> float:
+    """Median CPU time of this thread for one call."""
+    times = []
+    for _ in range(rounds):
+        began_ns = time.thread_time_ns()
+        work()
+        times.append(time.thread_time_ns() - began_ns)
+    return float(np.median(times)) / 1e3
+
+
+@pytest.mark.parametrize(('lasers', 'beams', 'policy', 'most'), [
+    (1, 360, POLICY, 15), (1, 360, BOX, 45), (2, 1440, POLICY, 50), (2, 1440, BOX, 110),
+])
+def test_how_long_it_takes(
+    lasers: int, beams: int, policy: Policy, most: float, capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In canaries, ten cosines of 360 numbers: five times what it takes, as coverage doubles it.
+
+    A drop-out in fifty, obstacles from 0.6 m on, a turn: two cones are looked at.
+    """
+    rng = np.random.default_rng(1)
+    seen = []
+    for sensor in PAIR[:lasers]:
+        values = rng.uniform(0.6, 3.0, beams).astype(np.float32)
+        values[rng.random(beams) < 0.02] = np.nan
+        scan = Scan(0, 'laser', -math.pi, 2 * math.pi / beams, 0.05, 12.0, values)
+        seen.append(Seen(scan, sensor, Motion(0.02, 0.02, 0.02)))
+    told, numbers = Told(Velocity(0.3, 0.2), 0.0, DT), rng.uniform(-3, 3, 360)
+    canary_us = spent_us(lambda: [np.cos(numbers) for _ in range(10)])
+    took_us = spent_us(lambda: limit(Velocity(0.3, 0.2), told, tuple(seen), policy))
+    with capsys.disabled():
+        print(f'\nenvelope: {lasers} x {beams} beams, '
+              f'{"disc" if policy is POLICY else "box"}: p50 {took_us:.0f} us, '
+              f'{took_us / canary_us:.1f} canaries of {canary_us:.0f} us')
+    assert took_us < most * canary_us

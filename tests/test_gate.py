@@ -20,14 +20,25 @@ from hypothesis.stateful import (
 )
 
 from smallm_ros.core.action import STOP, ActionSpace, Applied, Command, NodeStatus, Velocity
-from smallm_ros.core.cause import RESPONSES, Cause, Dwells, Response
+from smallm_ros.core.cause import (
+    CLEARS,
+    RESPONSES,
+    Cause,
+    Clears,
+    Dwells,
+    Finding,
+    Response,
+)
 from smallm_ros.core.clock import MS, SECOND, ManualClock
 from smallm_ros.core.driven import Driven
+from smallm_ros.core.dwell import Patience
 from smallm_ros.core.envelope import reach_m
 from smallm_ros.core.facts import CommandArrival, Inputs, Process, StatusArrival
-from smallm_ros.core.gate import TABLE, Gate, Output, State, broken_invariant
-from smallm_ros.core.observation import Fields, Odometry, Received, Scan
-from smallm_ros.core.policy import load_policy
+from smallm_ros.core.gate import BOLDEST_FIRST, TABLE, Gate, Output, State
+from smallm_ros.core.invariants import Invariants, broken_limit
+from smallm_ros.core.observation import Fields, Goal, Odometry, Received, Scan
+from smallm_ros.core.policy import Policy, load_policy
+from smallm_ros.core.retune import CAREFUL, compare
 from tests.fakes.point_world import PointWorld
 
 POLICY = load_policy(Path(__file__).parent / 'fakes' / 'round_robot.yaml')
@@ -42,11 +53,13 @@ BEAMS = np.full(360, np.inf, dtype=np.float32)
 class Story:
     """A healthy robot, told period by period; a story changes one thing and looks."""
 
-    def __init__(self, *, auto_arm: bool = True, dwells: Dwells | None = None) -> None:
+    def __init__(
+        self, *, auto_arm: bool = True, dwells: Dwells | None = None, policy: Policy = POLICY,
+    ) -> None:
         self.clock = ManualClock()
         self.ros_ns = 5_000 * SECOND
         self.ros_rate = 1.0
-        self.gate = Gate(POLICY, auto_arm=auto_arm, host=HERE[0], boot=HERE[1], dwells=dwells)
+        self.gate = Gate(policy, auto_arm=auto_arm, host=HERE[0], boot=HERE[1], dwells=dwells)
         self.session = A
         self.node: Process = NODE
         self.worker: Process = WORKER
@@ -60,6 +73,7 @@ class Story:
         self.command_with: dict[str, Any] = {}
         self.stamp_offset_ns: dict[str, int] = {}
         self.moving_m_s = 0.0
+        self.simulated = False
         self.sequences = {A: [0, 0], B: [0, 0]}
         self.misses = self.served = 0
         self.newest: dict[str, Received] = {}
@@ -132,7 +146,8 @@ class Story:
         out = self.gate.step(now_ns, Inputs(
             ros_now_ns=self.ros_ns, sensors=dict(self.newest), command=self.command,
             status=self.status, dead=frozenset(self.dead), estop=self.estop,
-            estop_silent=self.estop_silent, publishers=self.publishers, **edges,
+            estop_silent=self.estop_silent, publishers=self.publishers,
+            simulated=self.simulated, **edges,
         ))
         self.outputs.append(out)
         return out
@@ -168,6 +183,7 @@ def test_every_state_has_a_row_and_every_row_every_response() -> None:
     for row in TABLE.values():
         assert set(row.on) == set(Response)
     assert set(RESPONSES) == set(Cause)
+    assert sorted(BOLDEST_FIRST) == sorted(State)
 
 
 def test_towards_safety_a_greater_response_never_leads_to_a_bolder_state() -> None:
@@ -528,6 +544,40 @@ def test_an_observation_grows_too_old_while_its_command_is_applied() -> None:
     assert story.tick().cause is Cause.OBSERVATION_OLD
 
 
+def test_a_command_without_an_observation_stamp_ages_by_arrival_alone() -> None:
+    story = active()
+    story.deciding = False
+    command = story.say_command(observation_stamp_ns=0)
+    assert story.tick().command == command
+
+
+def test_a_command_that_comes_before_its_session_is_known_waits_for_it() -> None:
+    story = active()
+    story.dead.add(NODE)
+    story.status_silent = True
+    story.deciding = False
+    story.tick()
+    story.session, story.node = B, (101, 9)
+    story.say_command()
+    assert Cause.COMMAND_FOREIGN not in {f.cause for f in story.tick().findings}
+    story.status_silent = False
+    out = story.tick()
+    assert {Cause.COMMAND_NEVER, Cause.COMMAND_FOREIGN}.isdisjoint(f.cause for f in out.findings)
+
+
+def test_the_baseline_may_hold_the_command_that_drove_until_it_ends() -> None:
+    story = active(policy=limits(fallback={'ladder': ('hold', 'creep', 'stop')}))
+    story.deciding = False
+    command = story.say_command()
+    story.tick()
+    story.dead.add(WORKER)
+    out = story.tick()
+    assert (out.state, out.source, out.command, out.fallback) == (
+        State.FALLBACK, 'hold', command, 'hold')
+    story.say_command()
+    assert story.tick().fallback == 'creep', 'a shadow answer drives nothing'
+
+
 # --- back -----------------------------------------------------------------------------------
 
 
@@ -792,6 +842,24 @@ def test_three_exceptions_in_a_little_more_than_a_second_do_not() -> None:
     assert story.state is State.SAFE_STOP
 
 
+def test_a_step_that_raises_arms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = active()
+    story.estop = True
+    story.tick()
+    story.estop = False
+    story.run(1000)
+    assert story.tick(reset=True).state is State.HOLD
+    with monkeypatch.context() as raising:
+        raising.setattr(Driven, 'told', lambda *_: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            story.tick(arm=True)
+    out = story.gate.excepted(story.clock.now_ns(), 'ZeroDivisionError()')
+    assert (out.state, out.cause) == (State.SAFE_STOP, Cause.EXCEPTION)
+    assert story.run(10_000).state is State.HOLD
+    assert story.tick(arm=True).state is State.ACTIVE
+    assert story.run(1000).velocity.linear_x_m_s > 0.1
+
+
 def test_an_exception_in_hold_moves_nothing_and_changes_nothing() -> None:
     story = Story(auto_arm=False)
     story.until(State.HOLD, 3000)
@@ -800,28 +868,616 @@ def test_an_exception_in_hold_moves_nothing_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(('state', 'source', 'velocity', 'previous', 'says'), [
-    (State.ACTIVE, 'model', Velocity(1.0, 1.5), STOP, ''),
-    (State.ACTIVE, 'model', Velocity(1.01, 0.0), STOP, 'outside'),
-    (State.ACTIVE, 'model', Velocity(-0.51, 0.0), STOP, 'outside'),
-    (State.ACTIVE, 'model', Velocity(0.0, -1.51), STOP, 'rad/s'),
+    (State.ACTIVE, 'model', Velocity(1.0, 1.5), Velocity(1.0, 1.5), ''),
+    (State.ACTIVE, 'model', Velocity(1.01, 0.0), Velocity(1.0, 0.0), 'outside'),
+    (State.ACTIVE, 'model', Velocity(-0.51, 0.0), Velocity(-0.5, 0.0), 'outside'),
+    (State.ACTIVE, 'model', Velocity(0.0, -1.51), Velocity(0.0, -1.5), 'rad/s'),
     (State.ACTIVE, 'model', Velocity(math.nan, 0.0), STOP, 'not finite'),
+    (State.ACTIVE, 'model', Velocity(0.0, math.inf), STOP, 'not finite'),
+    (State.ACTIVE, 'model', Velocity(1.1, 0.0), Velocity(1.2, 0.0), ''),  # a limit came down
+    (State.ACTIVE, 'model', Velocity(-0.6, 0.0), Velocity(-0.7, 0.0), ''),
+    (State.ACTIVE, 'model', Velocity(0.0, 1.6), Velocity(0.0, -1.7), ''),
+    (State.ACTIVE, 'model', Velocity(0.025, 0.15), STOP, ''),
+    (State.ACTIVE, 'model', Velocity(0.026, 0.0), STOP, 'm/s2'),
+    (State.ACTIVE, 'model', Velocity(0.0, 0.151), STOP, 'rad/s2'),
     (State.DEGRADED, 'model', STOP, STOP, 'source model'),
     (State.SAFE_STOP, 'stop', Velocity(0.1, 0.0), Velocity(0.1, 0.0), ''),
     (State.SAFE_STOP, 'stop', Velocity(0.11, 0.0), Velocity(0.1, 0.0), 'speed grew'),
     (State.ESTOP_LATCHED, 'stop', Velocity(0.0, 0.1), STOP, 'speed grew'),
 ])
-def test_invariants_are_seen_when_broken(
+def test_a_velocity_outside_the_limits_is_seen(
     state: State, source: Any, velocity: Velocity, previous: Velocity, says: str,
 ) -> None:
-    broken = broken_invariant(state, source, velocity, previous, POLICY)
+    broken = broken_limit(state.value, source, velocity, previous, POLICY)
     assert (says in broken) if says else broken == ''
+
+
+WELL_FED = Inputs(ros_now_ns=1)
+PRESSED = Inputs(ros_now_ns=1, estop=True)
+ARM, RESET = Inputs(ros_now_ns=1, arm=True), Inputs(ros_now_ns=1, reset=True)
+
+
+def through(
+    *steps: tuple[str, Inputs], auto_arm: bool = True, moving: bool = False, skip: int = 0,
+) -> str:
+    """Let outputs in these states leave one after another; return what the last would break."""
+    invariants = Invariants(auto_arm=auto_arm)
+    broken = ''
+    for n, (state, inputs) in enumerate(steps, 1):
+        assert broken == ''
+        last = n == len(steps)
+        velocity = Velocity(0.01, 0.0) if moving and last else STOP
+        broken = invariants.broken(
+            n + skip * last, state, 'stop', velocity, velocity, inputs, POLICY)
+        invariants.left(n, state)
+    return broken
+
+
+UP: tuple[tuple[str, Inputs], ...] = (('STANDBY', WELL_FED), ('HOLD', WELL_FED))
+DRIVING = (*UP, ('ACTIVE', ARM))
+STOPPED = (*DRIVING, ('ESTOP_LATCHED', PRESSED))
+
+
+def test_an_order_of_states_that_must_not_be_is_seen() -> None:
+    assert through(*DRIVING, ('DEGRADED', WELL_FED), ('ACTIVE', WELL_FED), moving=True) == ''
+    for careful in ('FALLBACK', 'SAFE_STOP', 'STANDBY'):
+        assert f'ACTIVE from {careful}' in through((careful, WELL_FED), ('ACTIVE', WELL_FED))
+    assert 'emergency stop and ACTIVE' in through(*UP, ('ACTIVE', PRESSED))
+    silent = Inputs(ros_now_ns=1, estop_silent=True)
+    assert 'emergency stop and HOLD' in through(*UP, ('HOLD', silent))
+    assert through(*UP, ('FAULT_LATCHED', PRESSED)) == ''
+    assert 'FAULT_LATCHED was left' in through(('FAULT_LATCHED', WELL_FED), ('HOLD', RESET))
+    assert 'left for HOLD' in through(*STOPPED, ('HOLD', WELL_FED))
+    assert 'left for FALLBACK' in through(*STOPPED, ('FALLBACK', RESET))
+    assert through(*STOPPED, ('ESTOP_LATCHED', WELL_FED), ('HOLD', RESET)) == ''
+
+
+@pytest.mark.parametrize('skip', [-1, 1])
+def test_each_step_publishes_one_output_and_their_numbers_rise(skip: int) -> None:
+    assert through(*DRIVING) == ''
+    assert 'each step publishes one' in through(*DRIVING, skip=skip)
+
+
+@pytest.mark.parametrize('state', ['STANDBY', 'HOLD', 'ESTOP_LATCHED', 'FAULT_LATCHED'])
+def test_motion_in_a_state_that_stands_is_seen(state: str) -> None:
+    inputs = PRESSED if state == 'ESTOP_LATCHED' else WELL_FED
+    assert 'nobody armed' in through(*DRIVING, (state, inputs), moving=True)
+
+
+def test_motion_after_an_emergency_stop_before_reset_and_arm_is_seen() -> None:
+    after = (*STOPPED, ('HOLD', RESET))
+    assert 'nobody armed' in through(*after, ('ACTIVE', WELL_FED), moving=True)
+    assert 'nobody armed' in through(*after, ('SAFE_STOP', WELL_FED), moving=True)
+    assert through(*after, ('ACTIVE', ARM), moving=True) == ''
+    assert through(*after, ('ACTIVE', ARM), ('HOLD', WELL_FED), ('ACTIVE', WELL_FED),
+                   moving=True) == '', 'auto_arm'
+    assert through(*UP, ('ACTIVE', WELL_FED), moving=True) == '', 'auto_arm'
+    assert 'nobody armed' in through(
+        *UP, ('ACTIVE', WELL_FED), auto_arm=False, moving=True)
 
 
 def test_a_broken_invariant_latches(monkeypatch: pytest.MonkeyPatch) -> None:
     story = active()
-    monkeypatch.setattr('smallm_ros.core.gate.broken_invariant', lambda *_: 'speed grew')
+    monkeypatch.setattr(Invariants, 'broken', lambda *_: 'speed grew')
     out = story.tick()
     assert (out.state, out.cause, out.velocity) == (State.FAULT_LATCHED, Cause.INVARIANT, STOP)
+
+
+# --- what clears a cause --------------------------------------------------------------------
+
+
+def heal(story: Story) -> None:
+    story.silent = {'wheels', 'goal'}
+    story.status_silent = story.estop = story.estop_silent = False
+    story.deciding, story.ros_rate, story.status_with, story.command_with = True, 1.0, {}, {}
+    story.dead.clear()
+    story.publishers = 1
+
+
+def sleep(story: Story) -> None:
+    story.clock.advance_ms(500)
+
+
+BREAKS: list[tuple[str, Callable[[Story], None]]] = [
+    *((what, do) for what, do, _, _ in GUARDS), *((what, do) for what, do, *_ in LIMITS),
+    ('the world pauses', change(ros_rate=0.0)),
+    ('ROS time jumps', lambda s: setattr(s, 'ros_ns', s.ros_ns + 60 * SECOND)),
+    ('the loop sleeps', sleep),
+    ('nonsense is answered', change(command_with={'action': 'fly'})),
+]
+
+
+@pytest.mark.parametrize(('what', 'do'), BREAKS, ids=[b[0] for b in BREAKS])
+def test_what_clears_a_cause_is_what_the_table_says(
+    what: str, do: Callable[[Story], None],
+) -> None:
+    story = active()
+    do(story)
+    while not story.last.findings:
+        story.tick()
+        assert story.ticks < 1000, 'nothing was broken'
+    clears, state = story.last.findings[0].clears, story.state
+    heal(story)
+    story.tick()
+    if clears is Clears.ITSELF:
+        assert story.state is State.ACTIVE
+        return
+    assert story.state is state, 'not at once'
+    story.run(30_000)
+    assert (story.state is State.ACTIVE) == (clears is Clears.DWELL)
+    story.tick(reset=True)
+    story.tick(arm=True)
+    assert (story.state is State.FAULT_LATCHED) == (clears is Clears.NEVER)
+    assert (story.state is State.ACTIVE) == (clears is not Clears.NEVER)
+
+
+def test_each_response_clears_in_one_way_and_no_more_easily_than_a_lesser_one() -> None:
+    assert set(CLEARS) == set(Response)
+    ease = list(Clears)
+    ways = [ease.index(CLEARS[response]) for response in sorted(Response)]
+    assert ways == sorted(ways)
+    assert {Finding(cause, '').clears for cause in Cause} == set(Clears)
+
+
+# --- patience -------------------------------------------------------------------------------
+
+
+def test_a_dwell_doubles_on_each_return_within_a_minute_up_to_eight_times() -> None:
+    story = active()
+    took_ms = []
+    for _ in range(6):
+        story.misses += 1
+        assert story.tick().state is State.DEGRADED
+        took_ms.append(story.until(State.ACTIVE, 30_000))
+    assert took_ms[0] < 3000
+    assert [round(ms / 2000) for ms in took_ms] == [1, 2, 4, 8, 8, 8]
+
+
+def test_a_return_at_a_minute_doubles_and_one_tick_later_does_not() -> None:
+    for late_ns, dwell_s in ((0, 4), (1, 2)):
+        patience = Patience(Dwells())
+        patience.tripped('DEGRADED', 2 * SECOND, SECOND)
+        assert patience.dwell_ns('DEGRADED', 2 * SECOND) == 2 * SECOND, 'the first time'
+        patience.left('DEGRADED', 5 * SECOND)
+        patience.tripped('DEGRADED', 2 * SECOND, 65 * SECOND + late_ns)
+        assert patience.dwell_ns('DEGRADED', 2 * SECOND) == dwell_s * SECOND
+        assert patience.dwell_ns('FALLBACK', 5 * SECOND) == 5 * SECOND
+
+
+def test_time_spent_well_is_credited_at_a_quarter_and_never_below_the_table() -> None:
+    patience = Patience(Dwells())
+    patience.left('FALLBACK', 0)
+    patience.tripped('FALLBACK', 5 * SECOND, 1)
+    patience.well('FALLBACK', 8 * SECOND)
+    patience.well('SAFE_STOP', 8 * SECOND)
+    assert patience.dwell_ns('FALLBACK', 5 * SECOND) == 8 * SECOND
+    patience.well('FALLBACK', 60 * SECOND)
+    assert patience.dwell_ns('FALLBACK', 5 * SECOND) == 5 * SECOND
+
+
+@pytest.mark.parametrize(('well_ms', 'dwell_ms'), [(100, 8000), (16_000, 4000)])
+def test_a_robot_that_drove_well_for_long_is_believed_sooner(
+    well_ms: int, dwell_ms: int,
+) -> None:
+    story = active()
+    for _ in range(2):  # the second time the dwell is 4 s, and the third it would be 8
+        story.misses += 1
+        story.tick()
+        story.until(State.ACTIVE, 30_000)
+    story.run(well_ms)
+    story.misses += 1
+    story.tick()
+    took_ms = story.until(State.ACTIVE, 30_000)
+    assert dwell_ms - 100 <= took_ms <= dwell_ms + 600
+
+
+def test_time_in_active_that_was_not_well_is_no_credit() -> None:
+    """Another session speaks all the time: DEGRADED, and so no credit to DEGRADED itself."""
+    story = active()
+    for _ in range(2):
+        story.misses += 1
+        story.tick()
+        story.until(State.ACTIVE, 30_000)
+    story.silent.discard('wheels')
+    story.tick()
+    story.silent.add('wheels')
+    story.run(16_000)
+    assert story.last.cause is Cause.OPTIONAL_SENSOR_LOST
+    story.silent.discard('wheels')
+    assert story.until(State.ACTIVE, 30_000) >= 7500
+
+
+# --- k of n ---------------------------------------------------------------------------------
+
+
+def test_three_of_five_answers_missed_are_too_many_however_long_they_take() -> None:
+    story = active(dwells=Dwells(miss_window_ns=SECOND // 2, longest=1))
+    story.deciding = False
+
+    def answer(good: bool) -> Output:
+        story.misses += not good
+        if good:
+            story.say_command()
+        out = story.tick()
+        story.run(600)
+        return out
+
+    for good in (True, False, True, True, False, True, True, True, False, True, False):
+        out = answer(good)
+        assert Cause.ANSWERS_MISSED not in {f.cause for f in out.findings}
+    out = answer(good=False)
+    assert out.state is State.FALLBACK
+    assert (out.cause, out.detail[:10]) == (Cause.ANSWERS_MISSED, '3 of the l')
+    answer(good=True)
+    assert story.last.findings[0].cause is Cause.ANSWERS_MISSED
+    answer(good=True)
+    assert Cause.ANSWERS_MISSED not in {f.cause for f in story.last.findings}
+
+
+def test_a_command_of_another_host_with_a_huge_sequence_shuts_nobody_out() -> None:
+    story = active()
+    story.say_command(host='other', sequence=10**9, request=10**9)
+    assert story.tick().cause is Cause.COMMAND_FOREIGN
+    own = story.say_command()
+    assert Cause.COMMAND_REPEATED not in {f.cause for f in story.tick().findings}
+    assert story.last.command == own
+
+
+def test_one_slow_batch_stops_nobody_and_three_of_five_degrade() -> None:
+    story = active()
+
+    def batch(number: int, ms: float) -> Output:
+        story.status_with = {
+            'in_flight': number, 'in_flight_bound_ns': 100 * MS,
+            'in_flight_since_ns': story.clock.now_ns() + round((PERIOD_MS - ms) * MS),
+        }
+        return story.tick()
+
+    # 1.25 of the bound, and two periods in which the status was written and taken
+    for number, ms in ((1, 226), (2, 225), (3, 226), (4, 225), (5, 50), (6, 226), (7, 99)):
+        assert batch(number, ms).findings == (), number
+    assert batch(8, 226).findings == ()
+    out = batch(9, 226)
+    assert (out.state, out.cause) == (State.DEGRADED, Cause.ENGINE_THROTTLED)
+    story.status_with = {}
+    assert story.tick().cause is Cause.ENGINE_THROTTLED, 'idle says nothing'
+    assert batch(12, 50).findings == (), 'of most batches no status tells'
+    assert batch(13, 126).findings == ()
+    assert batch(14, 126).findings == ()
+    assert batch(2, 126).findings == (), 'another engine counts anew'
+    story.status_with = {'in_flight': 3, 'in_flight_since_ns': story.clock.now_ns() - 200 * MS}
+    assert story.tick().findings == (), 'without a bound there is nothing to overrun'
+
+
+# --- stamps and clocks ----------------------------------------------------------------------
+
+
+def test_a_stamp_that_stands_still_while_messages_come_is_a_safe_stop() -> None:
+    story = active()
+    frozen_ns = story.ros_ns
+    for _ in range(10):
+        story.stamp_offset_ns['scan'] = frozen_ns - story.ros_ns - PERIOD_MS * MS
+        assert story.tick().state is State.ACTIVE
+    story.stamp_offset_ns['scan'] = frozen_ns - story.ros_ns - round(1e-6 * MS)
+    out = story.tick(1e-6)
+    assert story.newest['scan'].fields.stamp_ns == frozen_ns
+    assert (out.state, out.cause) == (State.SAFE_STOP, Cause.SENSOR_FROZEN)
+    assert 'limit 500 ms' in out.detail
+
+
+def test_a_stamp_in_the_future_that_stands_still_is_no_fresher_for_it() -> None:
+    story = active()
+    frozen_ns = story.ros_ns + 450 * MS
+    story.stamp_offset_ns['scan'] = frozen_ns - story.ros_ns - PERIOD_MS * MS
+    story.tick()
+    for _ in range(11):
+        story.stamp_offset_ns['scan'] = frozen_ns - story.ros_ns - PERIOD_MS * MS
+        assert story.tick().state is State.ACTIVE
+    story.stamp_offset_ns['scan'] = frozen_ns - story.ros_ns - PERIOD_MS * MS
+    assert story.tick().cause is Cause.SENSOR_FROZEN
+    del story.stamp_offset_ns['scan']
+    assert story.tick().findings == (), 'a stamp that goes on'
+
+
+def test_a_frozen_optional_sensor_is_a_lost_one() -> None:
+    story = active()
+    story.silent.discard('wheels')
+    frozen_ns = story.ros_ns
+    for _ in range(12):
+        story.stamp_offset_ns['wheels'] = frozen_ns - story.ros_ns - PERIOD_MS * MS
+        story.tick()
+    assert (story.state, story.last.cause) == (State.DEGRADED, Cause.OPTIONAL_SENSOR_LOST)
+    assert 'stands still' in story.last.detail
+
+
+def test_in_a_paused_world_no_stamp_is_frozen() -> None:
+    story = active()
+    story.ros_rate = 0.0
+    for _ in range(60):
+        story.tick()
+        story.newest['scan'] = Received(
+            'scan', story.newest['scan'].fields, story.clock.now_ns(), story.ros_ns)
+    assert Cause.SENSOR_FROZEN not in {f.cause for o in story.outputs for f in o.findings}
+
+
+def test_a_message_older_than_the_newest_does_not_replace_it() -> None:
+    """Were it taken, the wall would be seen where it was."""
+    story = active()
+    story.stamp_offset_ns['scan'] = 10 * MS
+    story.tick()
+    newest_ns = story.newest['scan'].fields.stamp_ns
+    for n in range(10):
+        assert story.gate.out_of_order == n, 'each is counted once'
+        story.stamp_offset_ns['scan'] = newest_ns - 1 - story.ros_ns - PERIOD_MS * MS
+        assert story.tick().state is State.ACTIVE
+    story.stamp_offset_ns['scan'] -= 1
+    out = story.tick(1e-6)
+    assert (out.state, out.cause) == (State.SAFE_STOP, Cause.SENSOR_STALE)
+    story.stamp_offset_ns['scan'] = 0
+    assert story.tick().findings == ()
+
+
+def test_the_same_message_seen_twice_is_one() -> None:
+    story = active()
+    story.stamp_offset_ns['scan'] = -100 * MS
+    story.tick()
+    assert story.gate.out_of_order == 1
+    story.silent.add('scan')
+    story.run(200)
+    assert story.gate.out_of_order == 1
+    assert story.last.findings == ()
+
+
+def test_one_stamp_of_far_ahead_does_not_blind_the_gate() -> None:
+    story = active()
+    story.stamp_offset_ns['scan'] = 365 * 86_400 * SECOND
+    assert story.tick().cause is Cause.SENSOR_STAMP
+    del story.stamp_offset_ns['scan']
+    assert story.tick().findings == ()
+
+
+def test_a_goal_may_have_any_stamp() -> None:
+    story = active()
+    for stamp_ns in (story.ros_ns, story.ros_ns - 100 * MS, 0):
+        goal = Goal(stamp_ns, 'odom', 1.0, 0.0, 0.0)
+        story.newest['goal'] = Received('goal', goal, story.clock.now_ns(), story.ros_ns)
+        assert story.tick().findings == ()
+    assert story.gate.out_of_order == 0
+
+
+def test_an_input_that_no_policy_names_is_no_sensor() -> None:
+    story = active()
+    story.newest['sonar'] = story.newest['scan']
+    story.silent.add('scan')
+    story.run(600)
+    assert story.last.cause is Cause.SENSOR_STALE
+
+
+@pytest.mark.parametrize('jump_ms', [-60_000, -200, 60_000])
+def test_a_jump_flushes_what_was_received_before_it(jump_ms: int) -> None:
+    """A bag that loops: what is seen and asked for before the loop is nothing after it."""
+    story = active(dwells=Dwells(safe_stop_clear_ns=0, standby_good_ns=0))
+    before = story.say_command()
+    story.deciding = False
+    story.silent |= {'scan', 'odom'}
+    story.ros_ns += jump_ms * MS
+    out = story.tick()
+    assert (out.state, out.cause) == (State.SAFE_STOP, Cause.CLOCK_JUMP)
+    assert 'scan: nothing since ROS time jumped' in {f.detail for f in out.findings}
+    assert story.tick().cause is Cause.SENSOR_STALE
+    story.silent = {'wheels', 'goal'}
+    story.stamp_offset_ns = {'scan': 1, 'odom': 1}
+    assert story.tick().state is State.SAFE_STOP, 'it still brakes'
+    story.until(State.HOLD, 2000)
+    assert story.last.cause is Cause.COMMAND_NEVER
+    assert 'since ROS time jumped' in story.last.detail
+    story.say_command(  # its observation arrived before
+        arrival_ns=before.arrival_ns + 10 * MS, observation_stamp_ns=0)
+    out = story.tick()
+    assert Cause.OBSERVATION_OLD in {f.cause for f in out.findings}
+    assert 'before ROS time jumped' in ' '.join(f.detail for f in out.findings)
+    story.run(5000)
+    assert story.state is State.HOLD
+    story.say_command()
+    story.until(State.ACTIVE, 100)
+    assert story.gate.out_of_order == 0
+
+
+def test_what_arrives_with_the_jump_is_from_before_it_and_one_tick_later_is_not() -> None:
+    story = active()
+    story.deciding = False
+    story.ros_ns += 60 * SECOND
+    jumped_ns = story.tick().now_ns
+    assert story.newest['scan'].arrival_ns == jumped_ns
+    assert 'scan: nothing since ROS time jumped' in {f.detail for f in story.last.findings}
+    assert {f.cause for f in story.tick().findings} == {Cause.COMMAND_NEVER}
+    for late_ns, refused in ((0, True), (1, False)):
+        story.say_command(arrival_ns=jumped_ns + late_ns, observation_stamp_ns=0)
+        assert (Cause.OBSERVATION_OLD in {f.cause for f in story.tick().findings}) == refused
+
+
+def test_an_optional_sensor_from_before_a_jump_is_a_lost_one() -> None:
+    story = active()
+    story.silent.discard('wheels')
+    story.tick()
+    story.silent.add('wheels')
+    story.ros_ns += 60 * SECOND
+    assert Cause.OPTIONAL_SENSOR_LOST in {f.cause for f in story.tick().findings}
+
+
+# --- real-time factor -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('rate', 'state'), [
+    (0.5, State.ACTIVE), (1.2, State.ACTIVE), (1.21, State.FALLBACK), (5.0, State.FALLBACK),
+])
+def test_the_model_does_not_drive_in_a_world_that_runs_away(rate: float, state: State) -> None:
+    story = active()
+    story.simulated = True
+    story.run(3000)
+    story.ros_rate = rate
+    story.run(3000)
+    assert story.state is state
+    assert story.gate.stretch == pytest.approx(max(rate, 1.0), rel=1e-6)
+    if state is State.FALLBACK:
+        assert story.last.cause is Cause.CLOCK_FAST
+        assert 'limit 1.2' in story.last.detail
+        story.ros_rate = 1.0
+        story.run(1000)
+        assert story.state is State.FALLBACK
+        story.until(State.ACTIVE, 12_000)
+
+
+def test_nobody_is_armed_in_a_world_that_runs_away() -> None:
+    story = Story(auto_arm=False)
+    story.simulated = True
+    story.until(State.HOLD, 3000)
+    story.ros_rate = 2.0
+    story.run(2000)
+    assert story.tick(arm=True).state is State.HOLD
+    assert story.last.cause is Cause.CLOCK_FAST
+
+
+def test_what_is_driven_in_a_latency_grows_with_the_pace_of_the_world() -> None:
+    speeds = []
+    for simulated in (False, True):
+        story = Story()
+        story.simulated, story.ros_rate = simulated, 1.15
+        ranges = BEAMS.copy()
+        ranges[180] = reach_m(POLICY) + 0.08  # straight ahead, and moving along
+        story.fields_of_scan = lambda stamp_ns, ranges=ranges: Scan(
+            stamp_ns, 'laser', -math.pi, 2 * math.pi / 360, 0.05, 12.0, ranges)
+        story.until(State.ACTIVE, 3000)
+        speeds.append(story.run(3000).velocity.linear_x_m_s)
+        assert 'free distance' in story.last.why_limited
+    assert 0.5 * speeds[0] < speeds[1] < 0.97 * speeds[0]
+
+
+def test_in_lock_step_one_clock_is_both() -> None:
+    story = active()
+    story.ros_rate = 3.0
+    assert story.run(3000).state is State.ACTIVE
+    assert story.gate.stretch == 1.0
+
+
+def test_a_factor_measured_before_a_jump_is_not_mixed_with_one_after() -> None:
+    story = active()
+    story.simulated = True
+    story.run(3000)
+    story.ros_ns += 3600 * SECOND
+    story.tick()
+    assert story.last.cause is Cause.CLOCK_JUMP
+    assert Cause.CLOCK_FAST not in {f.cause for f in story.run(3000).findings}
+
+
+# --- other limits at run time ---------------------------------------------------------------
+
+
+def limits(base: Policy = POLICY, **sections: dict[str, Any]) -> Policy:
+    """Return a policy with other values in some of its sections, validated."""
+    content = base.model_dump(by_alias=True, exclude_unset=True)
+    for section, values in sections.items():
+        content[section] = content[section] | values
+    return Policy.model_validate(content)
+
+
+def test_a_lower_speed_limit_holds_at_once_and_is_approached_inside_the_others() -> None:
+    story = active()
+    assert story.gate.retune(limits(envelope={'max_forward_m_s': 0.1})) == ''
+    speeds = [story.tick().velocity.linear_x_m_s for _ in range(6)]
+    assert speeds == pytest.approx([0.25, 0.2, 0.15, 0.1, 0.1, 0.1])
+    assert story.state is State.ACTIVE
+    assert story.last.generation == 2
+
+
+def test_what_was_accepted_is_judged_by_the_new_limits() -> None:
+    story = active()
+    story.deciding = False
+    assert story.command is not None
+    assert story.gate.retune(limits(decision={'min_confidence': 0.95})) == ''
+    out = story.tick()
+    assert (out.state, out.source, out.cause) == (
+        State.DEGRADED, 'baseline', Cause.COMMAND_UNSURE)
+
+
+TIGHTER: list[tuple[str, str, Any]] = [
+    ('decision', 'min_confidence', 0.21), ('decision', 'max_observation_age_ms', 1999.0),
+    ('control', 'progress_limit_ms', 299.0), ('control', 'status_limit_ms', 299.0),
+    ('envelope', 'max_forward_m_s', 0.99), ('envelope', 'max_reverse_m_s', 0.49),
+    ('envelope', 'max_turn_rad_s', 1.49), ('envelope', 'max_acceleration_m_s2', 0.49),
+    ('envelope', 'margin_m', 0.09), ('envelope', 'unknown_gap_deg', 3.9),
+    ('fallback', 'speed_m_s', 0.04), ('fallback', 'turn_rad_s', 0.49),
+]
+
+
+@pytest.mark.parametrize(('section', 'name', 'value'), TIGHTER, ids=[t[1] for t in TIGHTER])
+def test_each_limit_tightens_at_once_and_loosens_in_hold_only(
+    section: str, name: str, value: Any,
+) -> None:
+    tighter = limits(POLICY, **{section: {name: value}})
+    for state in (State.ACTIVE, State.HOLD):
+        story = Story(auto_arm=state is State.ACTIVE)
+        story.until(state, 3000)
+        story.tick()
+        assert story.gate.retune(tighter) == ''
+        assert story.tick().generation == 2
+        why = story.gate.retune(POLICY)
+        assert (f'{section}.{name}: may loosen' in why) == (state is State.ACTIVE)
+        assert story.tick().generation == (2 if state is State.ACTIVE else 3)
+        story.run(1000)
+        assert Cause.INVARIANT not in {o.cause for o in story.outputs}
+
+
+def test_every_direction_that_is_declared_is_tried() -> None:
+    tried = {f'{section}.{name}' for section, name, _ in TIGHTER}
+    assert tried | {'envelope.unknown_is_blocked'} == set(CAREFUL)
+
+
+def test_unknown_directions_may_be_blocked_at_once_and_freed_in_hold_only() -> None:
+    blind = limits(envelope={'unknown_is_blocked': False})
+    assert compare(blind, POLICY).tighter == ('envelope.unknown_is_blocked',)
+    assert compare(POLICY, blind).looser == ('envelope.unknown_is_blocked',)
+
+
+@pytest.mark.parametrize('factor', [0.9, 1.1])
+@pytest.mark.parametrize('name', ['max_deceleration_m_s2', 'max_angular_acceleration_rad_s2'])
+def test_what_may_be_bolder_either_way_waits_for_hold(name: str, factor: float) -> None:
+    other = limits(envelope={name: getattr(POLICY.envelope, name) * factor})
+    assert f'envelope.{name}' in active().gate.retune(other)
+    assert Story().gate.retune(other) == '', 'STANDBY'
+
+
+def test_a_set_is_taken_whole_or_not_at_all() -> None:
+    story = active()
+    mixed = limits(envelope={'max_forward_m_s': 0.1, 'max_reverse_m_s': 0.9})
+    assert story.gate.retune(mixed) == (
+        'envelope.max_reverse_m_s: may loosen in STANDBY and HOLD only, this is ACTIVE')
+    assert story.run(500).velocity.linear_x_m_s == pytest.approx(0.3)
+    assert story.last.generation == 1
+    assert story.gate.retune(limits()) == ''
+    assert story.tick().generation == 1, 'nothing was changed'
+
+
+@pytest.mark.parametrize(('place', 'changed'), [
+    ('mission', {'mission': 'Stay.'}),
+    ('robot.radius_m', {'robot': POLICY.robot.model_copy(update={'radius_m': 0.3})}),
+    ('decision.rate_hz', {'decision': POLICY.decision.model_copy(update={'rate_hz': 1.5})}),
+    ('control.rate_hz', {'control': POLICY.control.model_copy(update={'rate_hz': 10.0})}),
+    ('sensors.scan.topic', {'sensors': POLICY.sensors | {
+        'scan': POLICY.sensors['scan'].model_copy(update={'topic': '/other'})}}),
+    ('actions.left', {'actions': {
+        name: action for name, action in POLICY.actions.items() if name != 'left'}}),
+    ('envelope.obstacle_sensors', {'envelope': POLICY.envelope.model_copy(
+        update={'obstacle_sensors': ('other',)})}),
+])
+def test_what_is_no_limit_changes_with_a_new_start_only(
+    place: str, changed: dict[str, Any],
+) -> None:
+    story = Story()  # in STANDBY, where a limit might loosen
+    why = story.gate.retune(POLICY.model_copy(update=changed))
+    assert place in why
+    assert 'new start' in why
+    assert story.tick().generation == 1
 
 
 # --- in a world -----------------------------------------------------------------------------
@@ -853,8 +1509,9 @@ def test_what_was_turned_since_the_newest_scan_is_bounded_on_its_side(side: int)
     for _ in range(8):
         driven.tell(clock.now_ns(), Velocity(0.0, side * 0.5), 0.0)
         clock.advance_ms(50)
-    motion = driven.since_scan(
-        clock.now_ns(), Inputs(ros_now_ns=ros_ns, sensors={'scan': received}))
+    seen = driven.seen(clock.now_ns(), Inputs(ros_now_ns=ros_ns, sensors={'scan': received}))
+    assert seen is not None
+    motion = seen[0].since
     turned = (motion.right_rad, motion.left_rad)[::side]
     assert turned == pytest.approx((0.0, 0.2))
     assert motion.distance_m == pytest.approx(0.3 * 0.1), 'the base\'s delay before the scan'
@@ -978,6 +1635,15 @@ class AnyStory(RuleBasedStateMachine):
     @rule(rate=st.sampled_from([0.0, 0.1, 1.0, 3.0]))
     def world_rate(self, rate: float) -> None:
         self.story.ros_rate = rate
+
+    @rule(simulated=st.booleans())
+    def world(self, simulated: bool) -> None:
+        self.story.simulated = simulated
+
+    @rule(forward=st.sampled_from([0.1, 0.3, 1.0]), margin=st.sampled_from([0.08, 0.2]))
+    def retune(self, forward: float, margin: float) -> None:
+        self.story.gate.retune(
+            limits(envelope={'max_forward_m_s': forward, 'margin_m': margin}))
 
     @rule(ms=st.sampled_from([-1000, 500, 2000]))
     def jump(self, ms: int) -> None:

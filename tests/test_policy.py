@@ -70,15 +70,16 @@ envelope:
   max_acceleration_m_s2: 0.5
   max_deceleration_m_s2: 1.0
   max_angular_acceleration_rad_s2: 3.0
-  obstacle_sensor: scan
+  obstacle_sensors: [scan]
 fallback:
   ladder: [stop]
 """
 
 
 def line_of(text: str) -> int:
-    """Return the number of the one line of GOOD that holds `text`."""
-    (number,) = [i for i, line in enumerate(GOOD.splitlines(), 1) if text in line]
+    """Return the number of the one line of GOOD that holds `text`, not as the end of a word."""
+    (number,) = [i for i, line in enumerate(GOOD.splitlines(), 1)
+                 if text in line and f'_{text}' not in line]
     return number
 
 
@@ -105,7 +106,7 @@ BROKEN = [
     ('  radius_m: 0.2', '  radius_m: wide', 'radius_m', 'a valid number'),
     ('  radius_m: 0.2', '  radius: 0.2', 'radius_m',
      "robot.radius: unknown key; did you mean 'radius_m'?"),
-    ('  radius_m: 0.2', '  radius: 0.2', 'robot:', 'robot.radius_m: is missing'),
+    ('  radius_m: 0.2', '  radius: 0.2', 'robot:', 'robot: radius_m is missing; or give'),
     ('    topic: /scan\n', '', '  scan:', 'sensors.scan.topic: is missing'),
     ('    topic: /scan', '    topic: a b', 'topic: /scan', 'sensors.scan.topic: String should'),
     ('    topic: /scan', '    topic: /1scan', 'topic: /scan', 'sensors.scan.topic: String should'),
@@ -176,8 +177,31 @@ BROKEN = [
     ('  budget_ms: 400', '  budget_ms: -1', 'budget_ms', 'decision.budget_ms: Input should be'),
     ('  budget_ms: 400\n', '', 'decision:', 'decision.budget_ms: is missing'),
     ('age_ms: 2200', 'age_ms: 1000', 'decision:', 'would expire before its time'),
-    ('obstacle_sensor: scan', 'obstacle_sensor: odom', 'envelope:',
-     "obstacle_sensor 'odom' must name a required LaserScan sensor; there are: scan"),
+    ('obstacle_sensors: [scan]', 'obstacle_sensors: [odom]', 'envelope:',
+     "obstacle_sensors: 'odom' is no required LaserScan sensor; there are: scan"),
+    ('  radius_m: 0.2', '  footprint: [[1, 1], [-1, 1]]', 'radius_m', 'robot.footprint: Tuple'),
+    ('  radius_m: 0.2', '  footprint: [[1, 1], [-1, 1], [0, .inf]]', 'radius_m',
+     'robot.footprint.2.1: Input should be less than or equal to 10'),
+    ('  radius_m: 0.2', '  footprint: [[1, 1], [2, 1], [2, 2]]', 'radius_m',
+     'robot.footprint: base_link, [0, 0], is not inside'),
+    ('  radius_m: 0.2', '  footprint: [[0, 0], [2, 1], [2, 2]]', 'radius_m', 'is not inside'),
+    ('  radius_m: 0.2', '  footprint: [[0, -1], [2, 0], [0, 1]]', 'radius_m', 'is not inside'),
+    ('  radius_m: 0.2', '  footprint: [[1, 1], [-1, -1], [-1, 1], [1, -1]]', 'radius_m',
+     'the sides [1.0, 1.0] to [-1.0, -1.0] and [-1.0, 1.0] to [1.0, -1.0] meet'),
+    ('  radius_m: 0.2', '  footprint: [[1, 1], [-1, 1], [-1, 1], [0, -1]]', 'radius_m',
+     'corner [-1.0, 1.0] stands twice in a row'),
+    ('  radius_m: 0.2', '  footprint: [[1, 1], [-1, 1], [-1, -1], [3, -1], [1, -1]]', 'radius_m',
+     'the sides [-1.0, -1.0] to [3.0, -1.0] and [3.0, -1.0] to [1.0, -1.0] meet'),
+    ('  radius_m: 0.2', '  footprint: [[1, 1], [-1, 1], [0, -1]]\n  radius_m: 1.2', 'robot:',
+     'radius_m 1.2 does not contain the footprint, whose farthest corner is at 1.41421 m'),
+    ('    type: sensor_msgs/msg/LaserScan', '    type: sensor_msgs/msg/LaserScan\n'
+     '    mount_x_m: 0.3', 'scan:', 'mount_x_m and mount_y_m are 0.30 m from base_link, outside'),
+    ('max_turn_rad_s: 1.0', 'slow_down: {within_m: 0, max_m_s: 1}\n  max_turn_rad_s: 1.0',
+     'max_turn_rad_s', 'envelope.slow_down.within_m: Input should be greater than 0'),
+    ('obstacle_sensors: [scan]', 'obstacle_sensors: [scan, scan]', 'envelope:',
+     "obstacle_sensors: 'scan' stands twice"),
+    ('obstacle_sensors: [scan]', 'obstacle_sensor: scan', 'obstacle_sensor',
+     "envelope.obstacle_sensor: unknown key; did you mean 'obstacle_sensors'?"),
     ('  max_turn_rad_s: 1.0', '  max_turn_rad_s: -1', 'max_turn_rad_s', 'envelope.max_turn_rad_s'),
     ('  max_deceleration_m_s2: 1.0', '  max_deceleration_m_s2: 0', 'max_deceleration',
      'envelope.max_deceleration_m_s2: Input should be greater than 0'),
@@ -446,3 +470,10 @@ def test_check_names_every_mistake(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_check_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert check_command('--schema') == 0
     jsonschema.Draft202012Validator.check_schema(json.loads(capsys.readouterr().out))
+
+
+def test_a_footprint_needs_no_radius() -> None:
+    text = GOOD.replace('  radius_m: 0.2', '  footprint: [[0.3, 0.4], [-0.1, 0.1], [-0.1, -0.2]]')
+    robot = parse_policy(text.encode(), 'p.yaml').robot
+    assert robot.footprint == ((0.3, 0.4), (-0.1, 0.1), (-0.1, -0.2))
+    assert robot.radius_m == pytest.approx(0.5)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +22,14 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Twist, TwistStamped
 from nav_msgs.msg import Odometry
+from rcl_interfaces.srv import (
+    DescribeParameters,
+    GetParameters,
+    GetParameterTypes,
+    ListParameters,
+    SetParameters,
+    SetParametersAtomically,
+)
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
@@ -31,11 +42,21 @@ from smallm_ros.core.action import Applied, Command, NodeStatus, parse_frame
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.gate import State
 from smallm_ros.core.policy import load_policy
-from smallm_ros.process import host, start_ticks
+from smallm_ros.process import ProcessWatch, host, scheduling, start_ticks
 from smallm_ros.ros import qos
+from smallm_ros.ros.heard import Heard
+from smallm_ros.ros.jitter import Jitter
 from smallm_ros.ros.params import refuse_clock_changes
-from smallm_ros.ros.take import serve, subscribe, take, take_all, take_request
-from smallm_ros.ros.watchdog_node import ProcessWatch, WatchdogNode
+from smallm_ros.ros.take import (
+    REPLY_AFTER_NS,
+    Replies,
+    serve,
+    subscribe,
+    take,
+    take_all,
+    take_request,
+)
+from smallm_ros.ros.watchdog_node import WatchdogNode
 
 pytestmark = [
     pytest.mark.ros,
@@ -51,10 +72,10 @@ SLEEPER = (sys.executable, '-c', 'import time; time.sleep(600)')
 
 
 @contextlib.contextmanager
-def process(*words: str) -> Iterator[subprocess.Popen[str]]:
+def process(*words: str, stderr: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
     """Run a process; whatever happens, it has ended afterwards."""
     child = subprocess.Popen(
-        words, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        words, text=True, stdout=subprocess.PIPE, stderr=stderr,
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'},
     )
     try:
@@ -70,13 +91,18 @@ def process(*words: str) -> Iterator[subprocess.Popen[str]]:
             child.communicate()
 
 
-def watchdog(**parameters: object) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+def watchdog(
+    *before: str, stderr: int = subprocess.PIPE, namespace: str = '/', **parameters: object,
+) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """Run a watchdog with ROS parameters; `before` is a command line that executes its own end."""
     given = {'policy': FILE, 'auto_arm': True, **parameters}
     words = [
         word for name, value in given.items() if value is not None
         for word in ('-p', f'{name}:={str(value).lower() if isinstance(value, bool) else value}')
     ]
-    return process(sys.executable, '-m', 'smallm_ros.ros.watchdog_node', '--ros-args', *words)
+    command = (sys.executable, '-m', 'smallm_ros.ros.watchdog_node', '--ros-args',
+               '-r', f'__ns:={namespace}', *words)
+    return process(*before, *command, stderr=stderr)
 
 
 class World:
@@ -96,12 +122,16 @@ class World:
         self.velocities: list[tuple[int, float]] = []
         self.applied: list[Applied] = []
         self.diagnosis: dict[str, str] = {}
+        self.said: dict[str, str] = {}
+        self.watchdog = '/watchdog_node'
+        self.state: dict[str, Any] = {}
         self._said_ns = 0
         self._sequence = 0
         create = self.node.create_publisher
         self._scan, self._odom = create(LaserScan, '/scan', 1), create(Odometry, '/odom', 1)
         self._clock = create(Clock, '/clock', 1)
-        self._status = create(String, '/policy_node/status', qos.STATUS)
+        self._status = create(
+            String, '/policy_node/status', qos.status(POLICY.control.status_limit_ms))
         self._command = create(String, '/policy_node/command', qos.COMMAND)
         self.estop = create(Bool, '/estop', 1)
         self.kind: type = TwistStamped
@@ -109,6 +139,9 @@ class World:
             String, '/watchdog_node/applied',
             lambda m: self.applied.append(parse_frame(Applied, m.data)), qos.APPLIED)
         self.node.create_subscription(DiagnosticArray, '/diagnostics', self._diagnose, 10)
+        self.node.create_subscription(
+            String, '/watchdog_node/state',
+            lambda m: setattr(self, 'state', json.loads(m.data)), qos.STATE)
 
     def listen(self, kind: type = TwistStamped) -> None:
         def keep(msg: Any) -> None:
@@ -118,7 +151,8 @@ class World:
 
     def _diagnose(self, msg: DiagnosticArray) -> None:
         for status in msg.status:
-            self.diagnosis = {v.key: v.value for v in status.values}
+            self.said[status.name] = status.message
+            self.diagnosis |= {v.key: v.value for v in status.values}
 
     def wait(self, until: Callable[[], object], what: str) -> None:
         """Let the world turn until something holds; fail by name when it never does."""
@@ -182,11 +216,21 @@ class World:
             ).to_json()))
 
     def call(self, name: str) -> Trigger.Response:
-        client = self.node.create_client(Trigger, f'/watchdog_node/{name}')
+        return self.ask(Trigger, name)
+
+    def ask(self, kind: Any, name: str, node: str = '', **content: Any) -> Any:
+        client = self.node.create_client(kind, f'{node or self.watchdog}/{name}')
         self.wait(client.service_is_ready, f'the service {name}')
-        future = client.call_async(Trigger.Request())
+        future = client.call_async(kind.Request(**content))
         self.wait(future.done, f'the answer of {name}')
         return future.result()
+
+    def set(self, **values: object) -> tuple[bool, str]:
+        """Set limits in one request; return whether they were taken, and why not."""
+        given = [Parameter(f'limits.{name}', value=value).to_parameter_msg()
+                 for name, value in values.items()]
+        result = self.ask(SetParametersAtomically, 'set_parameters_atomically', parameters=given)
+        return result.result.successful, result.result.reason
 
     def close(self) -> None:
         self.executor.shutdown()
@@ -203,8 +247,8 @@ def world() -> Iterator[World]:
 
 
 def driving(world: World) -> None:
-    world.wait(lambda: world.applied and world.applied[-1].linear_x_m_s > 0.25, 'driving')
-    assert world.applied[-1].source == 'model'
+    world.wait(lambda: world.applied and world.applied[-1].linear_x_m_s > 0.25
+               and world.applied[-1].source == 'model', 'driving by the model')
     assert world.applied[-1].observation_stamp_ns > 0
 
 
@@ -325,6 +369,343 @@ def test_what_the_operator_must_put_right_is_one_line(
     assert 'Traceback' not in err
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGHUP])
+def test_every_polite_end_is_three_stops(world: World, number: signal.Signals) -> None:
+    world.listen()
+    with watchdog() as child:
+        driving(world)
+        child.send_signal(number)
+        world.wait(lambda: child.poll() is not None, 'the end')
+        world.turn(200)
+        _, err = child.communicate()
+    assert child.returncode == 0, err
+    assert [v for _, v in world.velocities[-3:]] == [0.0, 0.0, 0.0]
+    assert max(v for _, v in world.velocities) > 0.25
+
+
+def test_a_watchdog_killed_and_started_again_holds_until_it_is_armed(world: World) -> None:
+    with watchdog(auto_arm=False) as child:
+        world.wait_for(State.HOLD)
+        assert world.call('arm').success
+        driving(world)
+        child.kill()
+        child.wait()
+    assert child.returncode == -signal.SIGKILL
+    world.applied.clear()
+    # The policy node goes on commanding all the while; discovery lists the dead one for a lease.
+    with watchdog(auto_arm=False):
+        world.wait_for(State.HOLD)
+        world.turn(2000)
+        assert {a.state for a in world.applied} == {'STANDBY', 'HOLD'}
+        assert {(a.linear_x_m_s, a.angular_z_rad_s) for a in world.applied} == {(0.0, 0.0)}
+        assert world.call('arm').success
+        driving(world)
+
+
+def threads(pid: int) -> list[int]:
+    return [int(name) for name in os.listdir(f'/proc/{pid}/task')]
+
+
+def locked_kib(pid: int) -> int:
+    text = Path(f'/proc/{pid}/status').read_text()
+    return int(text.split('VmLck:')[1].split()[0])
+
+
+def test_fifo_and_locked_memory_are_asked_for_and_reported(world: World) -> None:
+    with watchdog(realtime_priority=50, lock_memory=True) as child:
+        driving(world)
+        world.wait(lambda: world.state, 'a state')
+        assert scheduling(child.pid) == world.state['scheduling'].split(':')[0]
+        others = [scheduling(thread) for thread in threads(child.pid) if thread != child.pid]
+        assert set(others) == {'other'}
+        assert (locked_kib(child.pid) > 0) == (world.state['memory'] == 'locked')
+        if scheduling(child.pid) != 'fifo 50':
+            assert 'not permitted' in world.state['scheduling']
+
+
+POWERLESS = """
+import ctypes, os, sys
+for capability in (14, 23):
+    ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Drops CAP_IPC_LOCK and CAP_SYS_NICE for good, where there is anything to drop."""
+
+
+def test_what_the_kernel_refuses_is_said_and_gone_without(world: World) -> None:
+    if resource.getrlimit(resource.RLIMIT_RTPRIO)[0] or resource.getrlimit(
+        resource.RLIMIT_MEMLOCK,
+    )[0] == resource.RLIM_INFINITY:
+        pytest.skip('this user may do it without a capability')
+    with watchdog(
+        sys.executable, '-c', POWERLESS, realtime_priority=50, lock_memory=True,
+    ) as child:
+        driving(world)
+        world.wait(lambda: world.said.get('watchdog_node: loop'), 'a diagnosis')
+        assert scheduling(child.pid) == 'other'
+        assert world.state['scheduling'] == (
+            'other: not permitted (EPERM: Operation not permitted)')
+        assert world.state['memory'].startswith('pageable: not permitted (EPERM: only ')
+        assert 'not permitted' in world.said['watchdog_node: loop']
+        child.terminate()
+        _, err = child.communicate()
+    assert err.count('realtime_priority 50: not permitted') == 1
+    assert 'LimitRTPRIO' in err
+    assert 'ulimit -l' in err
+
+
+def test_the_state_is_told_with_its_counters_and_jitter(world: World) -> None:
+    with watchdog():
+        driving(world)
+        world._command.publish(String(data='{"speed": NaN}'))
+        world.wait(lambda: world.state.get('dropped'), 'a dropped command')
+        state = world.state
+    assert state['state'] == 'ACTIVE'
+    assert state['auto_arm'] is True
+    assert 'not JSON' in state['last_dropped']
+    assert state['exceptions'] == state['invariant'] == 0
+    assert state['transitions']
+    assert state['parameter_generation'] == 1
+    for what in ('late', 'gap'):
+        for span in ('minute', 'start'):
+            figures = state[what][span]
+            assert 0 < figures['count'] <= state['ticks']
+            assert 0 <= figures['p50_ms'] <= figures['p99_ms'] <= figures['max_ms']
+    assert state['gap']['start']['p50_ms'] >= 40
+
+
+# --- limits that change while it runs -------------------------------------------------------
+
+
+def test_limits_tighten_at_once_and_loosen_in_hold_only(world: World) -> None:
+    with watchdog():
+        driving(world)
+        assert world.set(max_forward_m_s=0.1) == (True, '')
+        world.wait(lambda: world.applied[-1].linear_x_m_s <= 0.1, 'the tighter limit')
+        taken, why = world.set(max_forward_m_s=0.9)
+        assert not taken
+        assert 'HOLD' in why
+        world.turn(500)
+        assert max(a.linear_x_m_s for a in world.applied[-5:]) <= 0.1
+        world.wait(lambda: world.state['parameter_sets_refused'] == 1, 'the refusal, counted')
+        assert world.state['parameter_generation'] == 2
+    with watchdog(auto_arm=False):
+        world.wait_for(State.HOLD)
+        assert world.set(max_forward_m_s=0.9) == (True, '')
+
+
+@pytest.mark.parametrize(('bad', 'says'), [
+    ({'max_turn_rad_s': math.nan}, 'max_turn_rad_s'),
+    ({'max_turn_rad_s': math.inf}, 'max_turn_rad_s'),
+    ({'max_turn_rad_s': -1.0}, 'max_turn_rad_s'),
+    ({'max_turn_rad_s': 1}, 'type'),
+    ({'min_confidence': 2.0}, 'min_confidence'),
+    ({'fallback_speed_m_s': 0.5}, 'speed_m_s'),
+    ({'no_such_limit': 1.0}, 'no_such_limit'),
+])
+def test_a_set_is_refused_whole(
+    alone: World, bad: dict[str, object], says: str,
+) -> None:
+    taken, why = alone.set(max_forward_m_s=0.2, **bad)
+    assert not taken
+    assert says in why
+    given = [Parameter(f'limits.{name}', value=value).to_parameter_msg()
+             for name, value in ({'max_forward_m_s': 0.2} | bad).items()]
+    results = alone.ask(SetParameters, 'set_parameters', parameters=given).results
+    assert [each.successful for each in results] == [False, False]
+    names = ['limits.max_forward_m_s', 'limits.max_turn_rad_s', 'limits.fallback_speed_m_s']
+    values = alone.ask(GetParameters, 'get_parameters', names=names).values
+    assert [value.double_value for value in values] == [1.0, 1.5, 0.05]
+
+
+def test_the_deployment_and_the_clock_cannot_be_changed(alone: World) -> None:
+    for name, value in (('use_sim_time', True), ('auto_arm', True), ('lock_memory', True)):
+        given = [Parameter('limits.max_forward_m_s', value=0.2).to_parameter_msg(),
+                 Parameter(name, value=value).to_parameter_msg()]
+        result = alone.ask(
+            SetParametersAtomically, 'set_parameters_atomically', parameters=given).result
+        assert not result.successful
+        assert name in result.reason
+    value = alone.ask(GetParameters, 'get_parameters', names=['limits.max_forward_m_s']).values[0]
+    assert value.double_value == 1.0
+
+
+def test_limits_are_listed_and_described_to_the_standard_tools(alone: World) -> None:
+    names = alone.ask(ListParameters, 'list_parameters', prefixes=['limits']).result.names
+    assert {'limits.max_forward_m_s', 'limits.min_confidence', 'limits.margin_m'} <= set(names)
+    described = alone.ask(DescribeParameters, 'describe_parameters', names=names).descriptors
+    assert not any(each.read_only for each in described)
+    assert all('of the policy file' in each.description for each in described)
+    types = alone.ask(GetParameterTypes, 'get_parameter_types', names=names).types
+    assert set(types) == {Parameter.Type.DOUBLE.value}
+    broken = Parameter('limits.margin_m', value=0.1).to_parameter_msg()
+    broken.value.type = 99
+    result = alone.ask(
+        SetParametersAtomically, 'set_parameters_atomically', parameters=[broken]).result
+    assert not result.successful
+
+
+@pytest.fixture(scope='module')
+def alone() -> Iterator[World]:
+    """A world that only asks; its watchdog is in STANDBY for want of sensors."""
+    with process(*SLEEPER) as node, process(*SLEEPER) as worker, watchdog(
+        namespace='/alone', auto_arm=False,
+    ):
+        out = World(node, worker)
+        out.watchdog = '/alone/watchdog_node'
+        out.sensing = out.speaking = False
+        yield out
+        out.close()
+
+
+def test_the_policy_node_keeps_its_clock_too(world: World) -> None:
+    with process(sys.executable, '-m', 'smallm_ros.ros.policy_node', '--ros-args', '-r',
+                 '__node:=another', '-p', f'policy:={FILE}', '-p', 'socket:=/no/such/engine'):
+        given = [Parameter('use_sim_time', value=True).to_parameter_msg()]
+        (result,) = world.ask(
+            SetParameters, 'set_parameters', '/another', parameters=given).results
+        assert not result.successful
+        assert 'use_sim_time is False' in result.reason
+
+
+@pytest.mark.parametrize(('given', 'says'), [
+    ({'realtime_priority': 100}, 'realtime_priority'),
+    ({'lock_memory': 3}, 'lock_memory'),
+    ({'limits.max_forward_m_s': -1.0}, 'max_forward_m_s'),
+    ({'limits.max_forward_m_s': 0.01}, 'fallback: speed_m_s'),
+])
+def test_parameters_that_cannot_be_are_one_line(given: dict[str, object], says: str) -> None:
+    with watchdog(**given) as child:
+        _, err = child.communicate(timeout=LIMIT_S)
+    assert child.returncode in (2, 3)
+    assert says in err
+    assert 'Traceback' not in err
+
+
+# --- the others on the graph ----------------------------------------------------------------
+
+
+def test_a_second_publisher_and_what_does_not_fit_are_named(
+    world: World, strangers: list[Any],
+) -> None:
+    with watchdog():
+        driving(world)
+        world.wait(lambda: world.state.get('graph') == [], 'a graph where all is well')
+        stranger, base = strangers
+        stranger.create_publisher(String, '/policy_node/status', 1)
+        base.create_subscription(Twist, '/cmd_vel', lambda m: None, 1)
+        world.wait(lambda: len(world.state['graph']) == 2, 'what does not fit')
+        text = '; '.join(world.state['graph'])
+        assert '/base listens to /cmd_vel as geometry_msgs/msg/Twist' in text
+        assert '/stranger publishes /policy_node/status with a QoS that does not fit' in text
+        world.wait(lambda: world.said['watchdog_node: graph'] == text, 'the same on /diagnostics')
+        assert world.applied[-1].state != 'FAULT_LATCHED'
+        stranger.create_publisher(TwistStamped, '/cmd_vel', 1)
+        world.wait_for(State.FAULT_LATCHED)
+        world.wait(lambda: world.state['other_publishers'] == ['/stranger'], 'the name')
+
+
+@pytest.fixture
+def strangers() -> Iterator[list[Any]]:
+    """Nodes of others, `stranger` and `base`: a participant has one type a topic."""
+    contexts, nodes = [rclpy.Context(), rclpy.Context()], []
+    for context, name in zip(contexts, ('stranger', 'base'), strict=True):
+        rclpy.init(context=context)
+        nodes.append(rclpy.create_node(name, context=context))
+    yield nodes
+    for context, node in zip(contexts, nodes, strict=True):
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+
+
+def test_two_clocks_are_told(world: World) -> None:
+    world.simulated_ns = 5 * SECOND
+    other = world.node.create_publisher(Clock, '/clock', 1)
+    with watchdog(use_sim_time=True):
+        world.wait(lambda: world.node.count_publishers('/clock') > 1, 'two clocks')
+        world.wait(
+            lambda: f'{world.node.count_publishers("/clock")} publishers on /clock'
+            in world.said.get('watchdog_node: graph', ''), 'two clocks told')
+    world.node.destroy_publisher(other)
+
+
+def test_lost_liveliness_is_told_beside_the_silence(world: World) -> None:
+    with watchdog():
+        driving(world)
+        world.wait(lambda: world.state.get('policy_node_alive') == 1, 'one alive')
+        losses = world.state['policy_node_losses']
+        world.speaking = False
+        world.wait_for(State.FALLBACK)
+        world.wait(lambda: world.state['policy_node_losses'] > losses, 'the loss')
+        assert world.state['policy_node_alive'] == 0
+
+
+def test_the_real_policy_node_asserts_its_liveliness_and_loses_it(world: World) -> None:
+    world.speaking = False
+    world.node.destroy_publisher(world._status)  # the only one shall be the real one
+    with watchdog(), process(
+        sys.executable, '-m', 'smallm_ros.ros.policy_node', '--ros-args',
+        '-p', f'policy:={FILE}', '-p', 'socket:=/no/such/engine',
+    ) as node:
+        world.wait(lambda: 'engine_absent' in world.state.get('causes', ()), 'its status')
+        assert world.state['policy_node_alive'] == 1
+        assert world.state['graph'] == []
+        losses = world.state['policy_node_losses']
+        node.send_signal(signal.SIGSTOP)
+        world.wait(lambda: world.state['policy_node_losses'] > losses, 'the loss')
+        world.wait(lambda: 'status_silent' in world.state['causes'], 'the silence')
+
+
+def test_a_pipe_that_nobody_reads_stops_no_command(world: World) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b'.' * 4096)
+    os.set_blocking(writing, True)  # for the child: one description, one flag
+    world.listen()
+    with watchdog(stderr=writing) as child:
+        driving(world)
+        before = world.applied[-1].sequence
+        world.wait(lambda: world.applied[-1].sequence > before + 30, 'thirty ticks')
+        assert world.velocities[-1][1] > 0.0
+        os.set_blocking(writing, False)
+        with pytest.raises(BlockingIOError):  # full all the while: its lines are waiting
+            os.write(writing, b'.')
+        os.set_blocking(writing, True)
+        other = world.node.create_publisher(TwistStamped, '/cmd_vel', 1)
+        world.wait_for(State.FAULT_LATCHED)  # the graph is looked at none the less
+        world.node.destroy_publisher(other)
+        child.terminate()
+        world.wait(lambda: child.poll() is not None, 'the end')
+        assert child.returncode == 0
+    assert [v for _, v in world.velocities[-3:]] == [0.0, 0.0, 0.0]
+    os.close(reading)
+    os.close(writing)
+
+
+def test_what_cannot_be_told_stops_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rclpy.init(args=['--ros-args', '-p', f'policy:={FILE}'])
+    try:
+        node = WatchdogNode()
+        monkeypatch.setattr(node, '_tell_programs', lambda *_: 1 / 0)
+        monkeypatch.setattr(node._parameter_requests, 'answer_waiting', lambda *_: 1 / 0)
+        heard = subscribe(world.node, TwistStamped, '/cmd_vel', qos.CMD_VEL)
+        world.wait(lambda: node._cmd_vel.get_subscription_count() == 1, 'discovery')
+        node._tick(steady.now_ns(), 0)
+        end_ns = steady.now_ns() + 5 * SECOND
+        while take(heard) is None:
+            assert steady.now_ns() < end_ns
+        assert node._exceptions == 1
+        assert 'ZeroDivisionError' in node._heard.why_dropped
+        node.close()
+        node.destroy_node()
+    finally:
+        rclpy.shutdown()
+
+
 def test_a_step_that_raises_publishes_a_stop_and_three_latch(
     world: World, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -385,6 +766,73 @@ def test_many_processes_leave_few_descriptors() -> None:
     assert len(os.listdir('/proc/self/fd')) == before
 
 
+def descriptors_left() -> int:
+    taken = []
+    with contextlib.suppress(OSError):
+        while True:
+            taken.append(os.dup(0))
+    for descriptor in taken:
+        os.close(descriptor)
+    return len(taken)
+
+
+def test_without_a_descriptor_left_nobody_is_taken_for_dead() -> None:
+    watch = ProcessWatch()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with process(*SLEEPER) as child:
+        ticks = start_ticks(child.pid)
+        assert ticks is not None
+        name = (child.pid, ticks)
+        free = os.open('/dev/null', os.O_RDONLY)
+        os.close(free)  # the lowest that is free
+        for left in (0, 1):  # none for the pidfd; one for it, and none for /proc
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + left, hard))
+            try:
+                assert descriptors_left() == left
+                watch.watch(name)
+                assert watch.dead() == frozenset()
+                assert not watch._fds
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        watch.watch(name)
+        child.kill()
+        child.wait()
+        assert watch.dead() == {name}
+    watch.close()
+
+
+def test_jitter_is_read_off_a_ring_and_a_histogram() -> None:
+    jitter = Jitter(100)
+    assert jitter.last_minute() == jitter.since_start() == {
+        'count': 0, 'p50_ms': 0.0, 'p99_ms': 0.0, 'max_ms': 0.0}
+    for ms in range(1, 101):
+        jitter.add(ms * MS)
+    assert jitter.last_minute() == {'count': 100, 'p50_ms': 50, 'p99_ms': 99, 'max_ms': 100}
+    start = jitter.since_start()
+    assert 50 <= start['p50_ms'] <= 50 * 9 / 8
+    assert start['max_ms'] == 100
+    for _ in range(100):
+        jitter.add(MS)
+    assert jitter.last_minute()['max_ms'] == 1
+    assert jitter.since_start()['max_ms'] == 100
+    assert jitter.since_start()['count'] == 200
+    jitter.add(2**62)
+    assert jitter.since_start()['max_ms'] == 2**62 / MS
+
+
+@pytest.mark.parametrize('text', [
+    '', '{', '[]', 'null', '{"version": 1}', '[' * 60_000, '{"a": NaN}', '{"a": 1e999}',
+    '{"a": ' + '9' * 5000 + '}', '\ud800', 'x' * (1 << 22), '{"a": 1, "a": 2}',
+])
+def test_what_is_no_command_is_dropped_by_name(text: str) -> None:
+    heard = Heard(POLICY)
+    heard.command_text(text, 1)
+    heard.status_text(text, 1)
+    assert heard.command is heard.status is None
+    assert heard.dropped == 2
+    assert 0 < len(heard.why_dropped) <= 300
+
+
 def test_taking_gives_the_newest_without_an_executor(world: World) -> None:
     publisher = world.node.create_publisher(String, 'words', 10)
     newest = subscribe(world.node, String, 'words', qos.SENSOR)
@@ -406,6 +854,18 @@ def test_taking_gives_the_newest_without_an_executor(world: World) -> None:
     assert take(newest) is None
 
 
+def test_a_reply_waits_until_its_asker_is_connected() -> None:
+    replies, sent = Replies(), []
+    replies.put(0, sent.append, 'first')
+    replies.put(50 * MS, sent.append, 'second')
+    replies.send_due(REPLY_AFTER_NS - 1)
+    assert sent == []
+    replies.send_due(REPLY_AFTER_NS)
+    assert sent == ['first']
+    replies.send_due(REPLY_AFTER_NS + 50 * MS)
+    assert sent == ['first', 'second']
+
+
 def test_a_polled_service_answers(world: World) -> None:
     service = serve(world.node, Trigger, 'polled')
     assert take_request(service) is None
@@ -414,9 +874,9 @@ def test_a_polled_service_answers(world: World) -> None:
     world.wait(client.service_is_ready, 'the service')
     future = client.call_async(Trigger.Request())
     end_ns = steady.now_ns() + 5 * SECOND
-    while (answer := take_request(service)) is None:
+    while (taken := take_request(service)) is None:
         assert steady.now_ns() < end_ns
-    answer(Trigger.Response(success=True, message='yes'))
+    taken[1](Trigger.Response(success=True, message='yes'))
     executor = SingleThreadedExecutor(context=world.context)
     executor.add_node(other)
     while not future.done():

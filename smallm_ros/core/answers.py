@@ -3,7 +3,8 @@
 One session of the policy node is live at a time; another may follow when its process has ended or
 fallen silent. A command is judged once, when it arrives, and its ages again in every step. The
 session, the request and the action space bound what can be accepted; a missed answer and a refused
-one are the same: some in a short time are too many, accepted ones in a row are the way back.
+one are the same: some in a short time or of the last few are too many, accepted ones in a row are
+the way back. What was seen before ROS time jumped is never applied after it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,41 @@ from smallm_ros.core.cause import Cause, Dwells, Finding
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.facts import CommandArrival, Inputs, Process
 from smallm_ros.core.policy import Policy
+
+
+class _Batches:
+    """Which of the engine's last batches took much longer than their bound, as statuses tell.
+
+    Of most batches no status says anything, as they are short; they count as quick ones. A status
+    tells what was so when it was written: up to a period before it was sent, and one more before
+    it was taken. So much more is given to each batch.
+    """
+
+    def __init__(self, policy: Policy, dwells: Dwells) -> None:
+        self._said_late_ns = 2 * policy.control_period_ns
+        self._dwells = dwells
+        self._newest = 0
+        self._slow: set[int] = set()
+
+    def hear(self, status: NodeStatus, now_ns: int) -> None:
+        if not status.in_flight:
+            return
+        if status.in_flight < self._newest:  # another engine counts anew
+            self._slow.clear()
+        self._newest = status.in_flight
+        age_ns = now_ns - status.in_flight_since_ns
+        if 0 < status.in_flight_bound_ns * 5 // 4 < age_ns - self._said_late_ns:
+            self._slow.add(status.in_flight)
+        self._slow = {n for n in self._slow if n > self._newest - self._dwells.of_last}
+
+    def findings(self) -> list[Finding]:
+        if len(self._slow) < self._dwells.misses:
+            return []
+        return [Finding(
+            Cause.ENGINE_THROTTLED,
+            f'{len(self._slow)} of the last {self._dwells.of_last} batches took more than 1.25 of '
+            'their bounds',
+        )]
 
 
 class Answers:
@@ -29,7 +65,6 @@ class Answers:
         self._home = home
         self._dwells = dwells
         self._auto_arm = auto_arm
-        self._status_limit_ns = round(policy.control.status_limit_ms * MS)
         self.status: NodeStatus | None = None
         self._status_arrival_ns = 0
         self.accepted: Command | None = None
@@ -38,6 +73,18 @@ class Answers:
         self._last_sequence = 0
         self._last_request = 0
         self._misses: deque[int] = deque()
+        self._last_good: deque[bool] = deque(maxlen=dwells.of_last)
+        self._batches = _Batches(policy, dwells)
+        self._flushed_ns = -1
+
+    def retune(self, policy: Policy) -> None:
+        """Judge by other limits from now on, what was accepted too."""
+        self._policy = policy
+
+    def flush(self, now_ns: int) -> None:
+        """Apply nothing any more that was seen until now: ROS time jumped."""
+        self._flushed_ns = now_ns
+        self.accepted = None
 
     def update(self, now_ns: int, inputs: Inputs) -> list[Finding]:
         """Hear and judge what is new, return what is not well."""
@@ -54,6 +101,12 @@ class Answers:
                 f'{len(self._misses)} answers missed or refused in '
                 f'{self._dwells.miss_window_ns / SECOND:g} s, limit {self._dwells.misses - 1}',
             ))
+        elif self._last_good.count(False) >= self._dwells.misses:
+            findings.append(Finding(
+                Cause.ANSWERS_MISSED,
+                f'{self._last_good.count(False)} of the last {len(self._last_good)} answers '
+                f'missed or refused, limit {self._dwells.misses - 1}',
+            ))
         return findings
 
     @property
@@ -66,7 +119,7 @@ class Answers:
 
     def live(self, now_ns: int, ros_now_ns: int | None) -> bool:
         """Whether the accepted command may still be applied."""
-        return self.accepted is not None and self._ages(self.accepted, now_ns, ros_now_ns) is None
+        return self.accepted is not None and self._unfit(self.accepted, now_ns, ros_now_ns) is None
 
     def _hear(self, now_ns: int, inputs: Inputs) -> list[Finding]:
         """Take the newest status, if it is of the live session or of its successor."""
@@ -85,6 +138,7 @@ class Answers:
             if status.sequence <= old.sequence:
                 return []
             self.status, self._status_arrival_ns = status, arrival.arrival_ns
+            self._batches.hear(status, arrival.arrival_ns)
             missed = status.misses - old.misses
             if missed <= 0 or status.engine != 'ready':
                 return []  # an engine that is not there has a cause of its own
@@ -99,6 +153,8 @@ class Answers:
         self.accepted = None
         self.good = 0
         self._last_sequence = self._last_request = 0
+        self._last_good.clear()
+        self._batches = _Batches(self._policy, self._dwells)
         if old is None or self._auto_arm:
             return []
         return [Finding(
@@ -113,10 +169,11 @@ class Answers:
         if (status.pid, status.start_ticks) in inputs.dead:
             return Finding(Cause.NODE_DEAD, f'policy node, pid {status.pid}, has ended')
         silent_ns = now_ns - self._status_arrival_ns
-        if silent_ns > self._status_limit_ns:
+        limit_ns = round(self._policy.control.status_limit_ms * MS)
+        if silent_ns > limit_ns:
             return Finding(
                 Cause.STATUS_SILENT,
-                f'status is {silent_ns / MS:.0f} ms old, limit {self._status_limit_ns / MS:.0f}',
+                f'status is {silent_ns / MS:.0f} ms old, limit {limit_ns / MS:.0f}',
             )
         return None
 
@@ -138,6 +195,7 @@ class Answers:
             stalled = self._stalled(status)
             if stalled is not None:
                 findings.append(stalled)
+            findings += self._batches.findings()
         else:
             cause = {
                 'loading': Cause.ENGINE_LOADING, 'failed': Cause.ENGINE_FAILED,
@@ -170,7 +228,10 @@ class Answers:
     ) -> list[Finding]:
         """Judge a new command once; one whose session is not known yet waits for its status."""
         command = arrival.command
-        own = self.status is not None and command.session == self.status.session
+        own = (
+            self.status is not None and command.session == self.status.session
+            and (command.host, command.boot) == self._home
+        )
         if not own and self._gone(now_ns, inputs) is not None:
             return []
         self._judged_ns = arrival.arrival_ns
@@ -183,6 +244,7 @@ class Answers:
             return [refused]
         self.accepted = command
         self.good += 1
+        self._last_good.append(True)
         return []
 
     def _judge(
@@ -237,18 +299,14 @@ class Answers:
                 f'{action.velocity.angular_z_rad_s:g} rad/s, not {asked.linear_x_m_s:g}, '
                 f'{asked.angular_z_rad_s:g}',
             )
-        if not command.confidence >= policy.decision.min_confidence:
-            return Finding(
-                Cause.COMMAND_UNSURE,
-                f'confidence {command.confidence:g}, limit {policy.decision.min_confidence:g}',
-            )
-        return self._ages(command, now_ns, ros_now_ns)
+        return self._unfit(command, now_ns, ros_now_ns)
 
     def _command_findings(self, now_ns: int, ros_now_ns: int | None) -> list[Finding]:
         command = self.accepted
         if command is None:
-            return [Finding(Cause.COMMAND_NEVER, 'no answer of this session was accepted yet')]
-        old = self._ages(command, now_ns, ros_now_ns)
+            since = 'of this session' if self._flushed_ns < 0 else 'since ROS time jumped'
+            return [Finding(Cause.COMMAND_NEVER, f'no answer {since} was accepted yet')]
+        old = self._unfit(command, now_ns, ros_now_ns)
         if old is None:
             return []
         silent_ns = now_ns - command.valid_until_ns
@@ -260,8 +318,17 @@ class Answers:
             )
         return [old]
 
-    def _ages(self, command: Command, now_ns: int, ros_now_ns: int | None) -> Finding | None:
-        """Check what grows with time: validity, and the observation's age on both clocks."""
+    def _unfit(self, command: Command, now_ns: int, ros_now_ns: int | None) -> Finding | None:
+        """Check what may change after it was accepted: limits, and its ages on both clocks."""
+        least = self._policy.decision.min_confidence
+        if not command.confidence >= least:
+            return Finding(
+                Cause.COMMAND_UNSURE, f'confidence {command.confidence:g}, limit {least:g}')
+        if command.arrival_ns <= self._flushed_ns:
+            return Finding(
+                Cause.OBSERVATION_OLD,
+                f'command {command.sequence}: observation from before ROS time jumped',
+            )
         if now_ns >= command.valid_until_ns:
             return Finding(
                 Cause.COMMAND_EXPIRED,
@@ -287,6 +354,7 @@ class Answers:
     def _miss(self, now_ns: int, count: int) -> None:
         self.good = 0
         self._misses.extend([now_ns] * min(count, self._dwells.misses))
+        self._last_good.extend([False] * min(count, self._dwells.of_last))
 
 
 def _same(a: Velocity, b: Velocity) -> bool:

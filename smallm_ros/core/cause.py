@@ -44,6 +44,7 @@ class Cause(str, enum.Enum):
     SENSOR_NEVER = 'sensor_never'
     SENSOR_STALE = 'sensor_stale'
     SENSOR_STAMP = 'sensor_stamp'
+    SENSOR_FROZEN = 'sensor_frozen'
     PUBLISHER_STANDING = 'publisher_standing'
     NODE_INACTIVE = 'node_inactive'
     SESSION_NEW = 'session_new'
@@ -51,6 +52,7 @@ class Cause(str, enum.Enum):
     NODE_DEAD = 'node_dead'
     ENGINE_STALLED = 'engine_stalled'
     HOST_FOREIGN = 'host_foreign'
+    CLOCK_FAST = 'clock_fast'
     STATUS_NEVER = 'status_never'
     STATUS_SILENT = 'status_silent'
     ENGINE_FAILED = 'engine_failed'
@@ -70,6 +72,7 @@ class Cause(str, enum.Enum):
     ANSWER_MISSED = 'answer_missed'
     COMMAND_EXPIRED = 'command_expired'
     SESSION_FOREIGN = 'session_foreign'
+    ENGINE_THROTTLED = 'engine_throttled'
     OPTIONAL_SENSOR_LOST = 'optional_sensor_lost'
     CLOCK_PAUSED = 'clock_paused'
     NONE = 'none'
@@ -89,6 +92,7 @@ RESPONSES: Mapping[Cause, Response] = MappingProxyType({
     Cause.SENSOR_NEVER: Response.SAFE_STOP,
     Cause.SENSOR_STALE: Response.SAFE_STOP,
     Cause.SENSOR_STAMP: Response.SAFE_STOP,
+    Cause.SENSOR_FROZEN: Response.SAFE_STOP,
     Cause.PUBLISHER_STANDING: Response.SAFE_STOP,
     Cause.NODE_INACTIVE: Response.SAFE_STOP,
     Cause.SESSION_NEW: Response.SAFE_STOP,
@@ -96,6 +100,7 @@ RESPONSES: Mapping[Cause, Response] = MappingProxyType({
     Cause.NODE_DEAD: Response.FALLBACK,
     Cause.ENGINE_STALLED: Response.FALLBACK,
     Cause.HOST_FOREIGN: Response.FALLBACK,
+    Cause.CLOCK_FAST: Response.FALLBACK,
     Cause.STATUS_NEVER: Response.FALLBACK,
     Cause.STATUS_SILENT: Response.FALLBACK,
     Cause.ENGINE_FAILED: Response.FALLBACK,
@@ -115,9 +120,30 @@ RESPONSES: Mapping[Cause, Response] = MappingProxyType({
     Cause.ANSWER_MISSED: Response.DEGRADE,
     Cause.COMMAND_EXPIRED: Response.DEGRADE,
     Cause.SESSION_FOREIGN: Response.DEGRADE,
+    Cause.ENGINE_THROTTLED: Response.DEGRADE,
     Cause.OPTIONAL_SENSOR_LOST: Response.DEGRADE,
     Cause.CLOCK_PAUSED: Response.WAIT,
     Cause.NONE: Response.NONE,
+})
+
+
+class Clears(enum.Enum):
+    """What ends the state that a cause demanded, once its condition has ended."""
+
+    ITSELF = 'nothing more'
+    DWELL = 'a time in which nothing demanded that state'
+    OPERATOR = 'a reset by the operator'
+    NEVER = 'a new start of the process'
+
+
+CLEARS: Mapping[Response, Clears] = MappingProxyType({
+    Response.NONE: Clears.ITSELF,
+    Response.WAIT: Clears.ITSELF,
+    Response.DEGRADE: Clears.DWELL,
+    Response.FALLBACK: Clears.DWELL,
+    Response.SAFE_STOP: Clears.DWELL,
+    Response.ESTOP: Clears.OPERATOR,
+    Response.FAULT: Clears.NEVER,
 })
 
 
@@ -132,6 +158,11 @@ class Finding:
     def response(self) -> Response:
         """What it demands."""
         return RESPONSES[self.cause]
+
+    @property
+    def clears(self) -> Clears:
+        """What ends the state that it demands."""
+        return CLEARS[self.response]
 
 
 WELL = Finding(Cause.NONE, '')
@@ -154,6 +185,8 @@ class Dwells:
     """Good answers in a row before the model drives again."""
     misses: int = 3
     miss_window_ns: int = 5 * SECOND
+    of_last: int = 5
+    """`misses` of so many answers are too many however long they take; slow batches likewise."""
     fallback_clean_ns: int = 5 * SECOND
     shadow_answers: int = 3
     safe_stop_clear_ns: int = 2 * SECOND
@@ -164,4 +197,12 @@ class Dwells:
     exception_window_ns: int = 1 * SECOND
     clock_still_ns: int = SECOND // 5
     """ROS time that stood still this long is paused; shorter is a slow /clock."""
+    clock_window_ns: int = 2 * SECOND
+    """Over which a simulation's real-time factor is measured."""
+    fastest: float = 1.2
+    """Real-time factor above which the model does not drive."""
+    return_window_ns: int = 60 * SECOND
+    """A state that is returned to sooner has twice its dwell."""
+    longest: int = 8
+    """Times the dwell that doubling ends at."""
     clock_jump_ns: int = 1 * SECOND

@@ -12,10 +12,10 @@ from collections import deque
 
 from smallm_ros.core.action import STOP, Velocity
 from smallm_ros.core.clock import MS, SECOND
-from smallm_ros.core.envelope import Motion, approach, faster_of
+from smallm_ros.core.envelope import Motion, Seen, Told, approach, faster_of
 from smallm_ros.core.facts import Inputs, arrival_age_ns, stamp_age_ns
-from smallm_ros.core.observation import Odometry
-from smallm_ros.core.policy import OdometrySensor, Policy
+from smallm_ros.core.observation import Odometry, Received, Scan
+from smallm_ros.core.policy import OdometrySensor, Policy, ScanSensor
 
 STANDING_M_S = 0.03
 STANDING_RAD_S = 0.1
@@ -34,9 +34,42 @@ class Driven:
         """What the base was told last."""
         self.coasting_m_s = 0.0
         """Forward speed that it may have beyond that."""
+        self._changed = STOP
+        """By how much what it was told last differed from what it was told before."""
+
+    def told(self, stretch: float = 1.0) -> Told:
+        """Return what the envelope must know of it, one control period later."""
+        period_s = self._policy.control_period_ns / SECOND
+        return Told(
+            self.velocity, self.coasting_m_s, period_s,
+            self._changed.linear_x_m_s / period_s, self._changed.angular_z_rad_s / period_s,
+            stretch,
+        )
+
+    def seen(
+        self, now_ns: int, inputs: Inputs, stretch: float = 1.0,
+    ) -> tuple[Seen, ...] | None:
+        """Return the newest scan of each obstacle sensor; None where one lacks."""
+        out = []
+        for name in self._policy.envelope.obstacle_sensors:
+            received, sensor = inputs.sensors.get(name), self._policy.sensors[name]
+            if received is None or not isinstance(received.fields, Scan):
+                return None
+            assert isinstance(sensor, ScanSensor)
+            since = self._since(now_ns, received, inputs, stretch)
+            out.append(Seen(received.fields, sensor, since))
+        return tuple(out)
+
+    def retune(self, policy: Policy) -> None:
+        """Bound by other limits from now on."""
+        self._policy = policy
 
     def tell(self, now_ns: int, velocity: Velocity, coasting_m_s: float) -> None:
         """Note what the base is told now."""
+        self._changed = Velocity(
+            velocity.linear_x_m_s - self.velocity.linear_x_m_s,
+            velocity.angular_z_rad_s - self.velocity.angular_z_rad_s,
+        )
         self.velocity, self.coasting_m_s = velocity, coasting_m_s
         speed = max(abs(velocity.linear_x_m_s), abs(coasting_m_s))
         self._told.append((now_ns, speed, velocity.angular_z_rad_s))
@@ -50,11 +83,10 @@ class Driven:
             faster_of(self.velocity.linear_x_m_s, self.coasting_m_s), 0.0, 0.0, brakes / SECOND,
         )
 
-    def since_scan(self, now_ns: int, inputs: Inputs) -> Motion:
-        """Bound what the base did since the newest scan, from what it was told since."""
-        received = inputs.sensors.get(self._policy.envelope.obstacle_sensor)
-        if received is None:
-            return Motion(coasting_m_s=self.coasting_m_s)
+    def _since(
+        self, now_ns: int, received: Received, inputs: Inputs, stretch: float,
+    ) -> Motion:
+        """Bound what the base did since a scan, from what it was told since."""
         age_ns = now_ns - received.arrival_ns
         by_stamp_ns = stamp_age_ns(received.fields.stamp_ns, inputs.ros_now_ns)
         if by_stamp_ns is None:
@@ -78,7 +110,7 @@ class Driven:
             distance += max(rules.max_forward_m_s, rules.max_reverse_m_s) * rest_s
             left += rules.max_turn_rad_s * rest_s
             right += rules.max_turn_rad_s * rest_s
-        return Motion(distance, left, right, self.coasting_m_s)
+        return Motion(distance * stretch, left * stretch, right * stretch)
 
     def standing(self, now_ns: int, inputs: Inputs) -> bool:
         """Whether the base stands, by what it was told and by what odometry measures."""

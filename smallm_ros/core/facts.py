@@ -39,6 +39,9 @@ class Inputs:
 
     ros_now_ns: int | None
     """None before the first /clock."""
+    simulated: bool = False
+    """Whether ROS time is /clock's, which may pause and has a pace of its own; the system's has
+    not, and nor has lock-step, where one clock is both."""
     sensors: Mapping[str, Received] = field(default_factory=dict)
     command: CommandArrival | None = None
     status: StatusArrival | None = None

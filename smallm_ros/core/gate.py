@@ -3,7 +3,8 @@
 Facts go in, once each period; exactly one velocity comes out. Each fact that is not well is a
 Finding: a Cause, and the Response that it demands. Responses are ordered and the most careful
 wins, in the same step; adding a check can only make the robot more careful. Back it goes one state
-at a time, after a dwell in which nothing demanded the state: it clears more slowly than it trips.
+at a time, after a dwell in which nothing demanded the state: it clears more slowly than it trips,
+and the more slowly the oftener it trips.
 
     STANDBY        stop; until every guard was good for a while
     HOLD           stop; until armed, and every guard is good
@@ -15,13 +16,12 @@ at a time, after a dwell in which nothing demanded the state: it clears more slo
     FAULT_LATCHED  stop; until the process is started again
 
 The facts of one period are `facts`, what is not well with them is found by `guards`, what each
-finding demands is `cause`; here is what follows from it.
+finding demands is `cause`; here is what follows from it. `invariants` looks at what leaves.
 """
 
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -29,14 +29,17 @@ from types import MappingProxyType
 from smallm_ros.core import baseline
 from smallm_ros.core.action import STOP, ActionSpace, Applied, Command, Origin, Velocity
 from smallm_ros.core.answers import Answers
+from smallm_ros.core.baseline import Senses, goal_ahead
 from smallm_ros.core.cause import WELL, Cause, Dwells, Finding, Response, severity
 from smallm_ros.core.clock import SECOND
 from smallm_ros.core.driven import Driven
-from smallm_ros.core.envelope import limit
+from smallm_ros.core.dwell import Patience
+from smallm_ros.core.envelope import Surroundings, limit
 from smallm_ros.core.facts import Inputs
 from smallm_ros.core.guards import Guards
-from smallm_ros.core.observation import Scan
+from smallm_ros.core.invariants import Invariants
 from smallm_ros.core.policy import FallbackKind, Policy
+from smallm_ros.core.retune import compare
 
 
 class State(str, enum.Enum):
@@ -149,8 +152,11 @@ TABLE: Mapping[State, Row] = MappingProxyType({
 })
 """Every state has a row, every row every response; what lacks is a bug and raises."""
 
-CAREFUL = frozenset({State.SAFE_STOP, State.ESTOP_LATCHED, State.FAULT_LATCHED})
-"""States in which speed never grows."""
+BOLDEST_FIRST = (
+    State.ACTIVE, State.DEGRADED, State.FALLBACK, State.HOLD, State.SAFE_STOP, State.STANDBY,
+    State.ESTOP_LATCHED, State.FAULT_LATCHED,
+)
+"""Time spent well in a bolder state than one that tripped is to its credit."""
 
 
 # --- what comes out -------------------------------------------------------------------------
@@ -177,6 +183,8 @@ class Output:
     """The baseline that was applied."""
     limited: bool
     why_limited: str
+    generation: int = 1
+    """Of the limits that hold; goes up with each set that is taken."""
 
     def applied(self, late_ns: int) -> Applied:
         """Return what `~/applied` says of this step, which began `late_ns` late."""
@@ -217,17 +225,34 @@ class Gate:
         self._driven = Driven(policy)
         self._state = State.STANDBY
         self._entered: Finding | None = None
+        self._driven_by: Command | None = None
+        """The command that moved the base last, until it was told to stop."""
         self._clear_since_ns: int | None = None
         self._sequence = 0
         self._must_arm = False
+        self._patience = Patience(self._dwells)
+        self._invariants = Invariants(auto_arm=auto_arm)
+        self._stepped_ns = 0
+        self._generation = 1
 
     @property
     def state(self) -> State:
         """The state after the last step."""
         return self._state
 
+    @property
+    def out_of_order(self) -> int:
+        """Sensor messages that were not taken because their stamp went back."""
+        return self._guards.stamps.out_of_order
+
+    @property
+    def stretch(self) -> float:
+        """Measured real-time factor that distances count with; at least 1."""
+        return self._guards.stretch
+
     def step(self, now_ns: int, inputs: Inputs) -> Output:
         """Take the facts of one control period, return what leaves. `now_ns` never goes back."""
+        inputs = self._guards.stamps.take(inputs)
         findings = sorted(
             self._guards.update(now_ns, inputs, standby=self._state is State.STANDBY),
             key=severity, reverse=True,
@@ -240,19 +265,24 @@ class Gate:
             coasting_m_s = driven.halted_m_s()
         else:
             allowed = limit(
-                velocity, driven.velocity, self._policy.control_period_ns / SECOND,
-                self._scan(inputs), driven.since_scan(now_ns, inputs), self._policy,
+                velocity, driven.told(self._guards.stretch),
+                driven.seen(now_ns, inputs, self._guards.stretch), self._policy,
             )
             velocity, limited, why = allowed.velocity, allowed.limited, allowed.why
             coasting_m_s = allowed.coasting_m_s
-        broken = broken_invariant(self._state, source, velocity, driven.velocity, self._policy)
+        broken = self._invariants.broken(
+            self._sequence + 1, self._state.value, source, velocity, driven.velocity, inputs,
+            self._policy,
+        )
         if broken:
             finding = Finding(Cause.INVARIANT, broken)
             findings.insert(0, finding)
-            self._go(State.FAULT_LATCHED, finding)
+            self._go(now_ns, State.FAULT_LATCHED, finding)
             coasting_m_s = driven.halted_m_s()
             velocity, source, command, kind = STOP, 'stop', None, None
         driven.tell(now_ns, velocity, coasting_m_s)
+        if self._state is State.ACTIVE:  # not before: a step that raises has armed nobody
+            self._must_arm = False
         return self._output(now_ns, findings, source, command, kind, limited, why)
 
     def excepted(self, now_ns: int, why: str) -> Output:
@@ -260,10 +290,28 @@ class Gate:
         finding = self._guards.excepted(now_ns, why)
         target = TABLE[self._state].on[finding.response]
         if target is not self._state:
-            self._go(target, finding)
-        self._clear_since_ns = None
+            self._go(now_ns, target, finding)
+        self._clear_since_ns, self._stepped_ns = None, now_ns
         self._driven.tell(now_ns, STOP, self._driven.halted_m_s())
         return self._output(now_ns, [finding], 'stop', None, None, False, '')
+
+    def retune(self, policy: Policy) -> str:
+        """Take other limits between two steps, all or none; return '' or why they are refused.
+
+        What tightens is taken in any state, what loosens only where nothing moves.
+        """
+        change = compare(self._policy, policy)
+        if change.fixed:
+            return f'{", ".join(change.fixed)}: changes with a new start only'
+        if change.looser and self._state not in (State.STANDBY, State.HOLD):
+            return (f'{", ".join(change.looser)}: may loosen in STANDBY and HOLD only, this is '
+                    f'{self._state.value}')
+        if change.tighter or change.looser:
+            self._policy = policy
+            self._guards.retune(policy)
+            self._driven.retune(policy)
+            self._generation += 1
+        return ''
 
     # --- the interpreter of the table -------------------------------------------------------
 
@@ -271,16 +319,25 @@ class Gate:
         row = TABLE[self._state]
         worst = findings[0] if findings else WELL
         target = row.on[worst.response]
+        self._credit(now_ns, worst)
         if target is not self._state:
-            self._go(target, worst)
+            self._go(now_ns, target, worst)
         elif worst.response >= row.clear_of or row.back is None:
             self._clear_since_ns = None
         else:
             if self._clear_since_ns is None:
                 self._clear_since_ns = now_ns
-            dwelt = now_ns - self._clear_since_ns >= row.dwell_ns(self._dwells)
+            dwell_ns = self._patience.dwell_ns(self._state, row.dwell_ns(self._dwells))
+            dwelt = now_ns - self._clear_since_ns >= dwell_ns
             if dwelt and row.when(self._way_back(now_ns, inputs)):
-                self._go(row.back, None)
+                self._go(now_ns, row.back, None)
+
+    def _credit(self, now_ns: int, worst: Finding) -> None:
+        """Count the time since the last step for the states that this one is bolder than."""
+        passed_ns, self._stepped_ns = now_ns - self._stepped_ns, now_ns
+        for state in BOLDEST_FIRST[BOLDEST_FIRST.index(self._state) + 1:]:
+            if worst.response < TABLE[state].clear_of:
+                self._patience.well(state, passed_ns)
 
     def _way_back(self, now_ns: int, inputs: Inputs) -> WayBack:
         return WayBack(
@@ -291,13 +348,13 @@ class Gate:
             dwells=self._dwells,
         )
 
-    def _go(self, state: State, because: Finding | None) -> None:
+    def _go(self, now_ns: int, state: State, because: Finding | None) -> None:
         """Change the state: towards safety with its finding, back with None."""
         if state is State.ESTOP_LATCHED:
             self._must_arm = True  # a reset never restarts motion, not even under auto_arm
-        if state is State.ACTIVE:
-            self._must_arm = False
+        self._patience.left(self._state, now_ns)
         if because is not None:
+            self._patience.tripped(state, TABLE[state].dwell_ns(self._dwells), now_ns)
             self._entered = because
         elif state in (State.HOLD, State.ACTIVE):
             self._entered = None
@@ -313,31 +370,36 @@ class Gate:
         emits = TABLE[self._state].emits
         wait = any(finding.response is Response.WAIT for finding in findings)
         if emits in (Emit.STOP, Emit.BRAKE) or wait:
+            self._driven_by = None
             return STOP, 'stop', None, None
         command = self._answers.accepted
-        if emits is not Emit.BASELINE and command is not None and self._answers.live(
-            now_ns, inputs.ros_now_ns,
-        ):
+        held = None
+        if command is not None and self._answers.live(now_ns, inputs.ros_now_ns):
             asked = Velocity(command.linear_x_m_s, command.angular_z_rad_s)
-            return asked, 'model' if emits is Emit.MODEL else 'hold', command, None
-        # The obstacle sensor is a required one: were it not fit, the state would be SAFE_STOP.
-        kind, asked = baseline.choose(
-            self._policy, self._scan(inputs), self._driven.velocity,
-            self._policy.control_period_ns / SECOND,
-        )
+            if emits is not Emit.BASELINE:
+                self._driven_by = command
+                return asked, 'model' if emits is Emit.MODEL else 'hold', command, None
+            if command is self._driven_by:  # a shadow answer drives nothing
+                held = asked
+        # Obstacle sensors are required ones: were one not fit, the state would be SAFE_STOP.
+        seen = self._driven.seen(now_ns, inputs, self._guards.stretch)
+        kind, asked = baseline.choose(self._policy, Senses(
+            around=None if seen is None else Surroundings.of(seen, self._policy),
+            previous=self._driven.velocity,
+            dt_s=self._policy.control_period_ns / SECOND,
+            held=held,
+            goal=goal_ahead(self._policy, now_ns, inputs),
+        ))
+        if kind == 'hold':
+            return asked, 'hold', command, kind
         return asked, 'baseline', None, kind
-
-    def _scan(self, inputs: Inputs) -> Scan | None:
-        """Return the newest scan; how old it is, `Driven.since_scan` bounds."""
-        received = inputs.sensors.get(self._policy.envelope.obstacle_sensor)
-        fields = received.fields if received else None
-        return fields if isinstance(fields, Scan) else None
 
     def _output(
         self, now_ns: int, findings: list[Finding], source: Origin, command: Command | None,
         kind: FallbackKind | None, limited: bool, why: str,
     ) -> Output:
         self._sequence += 1
+        self._invariants.left(self._sequence, self._state.value)
         worst = findings[0] if findings else WELL
         if self._entered is not None and worst.response < TABLE[self._state].clear_of:
             worst = self._entered
@@ -356,27 +418,5 @@ class Gate:
             fallback=kind,
             limited=limited,
             why_limited=why,
+            generation=self._generation,
         )
-
-
-def broken_invariant(
-    state: State, source: Origin, velocity: Velocity, previous: Velocity, policy: Policy,
-) -> str:
-    """Return which invariant an output would break, in words; empty when it breaks none."""
-    v, w = velocity.linear_x_m_s, velocity.angular_z_rad_s
-    rules, slack = policy.envelope, 1e-9
-    if not (math.isfinite(v) and math.isfinite(w)):
-        return f'velocity {v}, {w} is not finite'
-    if not -rules.max_reverse_m_s - slack <= v <= rules.max_forward_m_s + slack:
-        return f'{v:g} m/s is outside -{rules.max_reverse_m_s:g} to {rules.max_forward_m_s:g}'
-    if abs(w) > rules.max_turn_rad_s + slack:
-        return f'{w:g} rad/s is more than {rules.max_turn_rad_s:g}'
-    if state in CAREFUL and (
-        abs(v) > abs(previous.linear_x_m_s) + slack
-        or abs(w) > abs(previous.angular_z_rad_s) + slack
-    ):
-        return (f'speed grew in {state.value}: {previous.linear_x_m_s:g} m/s, '
-                f'{previous.angular_z_rad_s:g} rad/s to {v:g}, {w:g}')
-    if source == 'model' and state is not State.ACTIVE:
-        return f'source model in {state.value}'
-    return ''

@@ -12,8 +12,9 @@ from collections import deque
 from smallm_ros.core.answers import Answers
 from smallm_ros.core.cause import Cause, Dwells, Finding
 from smallm_ros.core.clock import MS, SECOND
-from smallm_ros.core.facts import Inputs, Process, arrival_age_ns, stamp_age_ns
-from smallm_ros.core.policy import GoalSensor, Policy
+from smallm_ros.core.facts import Inputs, Process
+from smallm_ros.core.policy import Policy
+from smallm_ros.core.stamps import Stamps
 
 
 class Guards:
@@ -25,14 +26,29 @@ class Guards:
         self._dwells = dwells
         self._stepped_ns: int | None = None
         self._ros_time = _RosTime(dwells)
+        self.stamps = Stamps(policy)
         self._deaths = _Deaths(dwells)
         self._exceptions: deque[int] = deque()
+
+    @property
+    def stretch(self) -> float:
+        """How many times further a simulated base drives in a time than the steady clock says."""
+        return max(1.0, self._ros_time.factor)
+
+    def retune(self, policy: Policy) -> None:
+        """Look by other limits from now on."""
+        self._policy = policy
+        self._answers.retune(policy)
 
     def update(self, now_ns: int, inputs: Inputs, *, standby: bool) -> list[Finding]:
         """Return all that is not well in this step; `standby`: nothing was driven yet."""
         findings = self._gap_findings(now_ns)
-        findings += self._ros_time.update(now_ns, inputs.ros_now_ns)
-        findings += sensor_findings(self._policy, now_ns, inputs)
+        of_time = self._ros_time.update(now_ns, inputs)
+        if any(finding.cause is Cause.CLOCK_JUMP for finding in of_time):
+            self.stamps.flush(now_ns)
+            self._answers.flush(now_ns)
+        findings += of_time
+        findings += self.stamps.findings(now_ns, inputs)
         findings += self._answers.update(now_ns, inputs)
         findings += self._deaths.update(now_ns, inputs, self._answers.worker)
         if inputs.estop:
@@ -70,66 +86,61 @@ class Guards:
         )]
 
 
-def sensor_findings(policy: Policy, now_ns: int, inputs: Inputs) -> list[Finding]:
-    """Return which sensors were never there, are too old or have a stamp that is."""
-    findings = []
-    for name, sensor in policy.sensors.items():
-        received = inputs.sensors.get(name)
-        if received is None:
-            if sensor.required:
-                findings.append(Finding(Cause.SENSOR_NEVER, f'{name}: nothing on '
-                                                            f'{sensor.topic} yet'))
-            continue
-        if not sensor.required and isinstance(sensor, GoalSensor):
-            continue  # said once, not a stream: it cannot be lost
-        limit_ns = sensor.stale_after_ns
-        age_ns = arrival_age_ns(received, now_ns, inputs.ros_now_ns)
-        cause = None
-        if age_ns > limit_ns:
-            cause = Cause.SENSOR_STALE
-            text = f'{name}: arrived {age_ns / MS:.0f} ms ago, limit {limit_ns / MS:.0f} ms'
-        else:
-            off_ns = stamp_age_ns(received.fields.stamp_ns, inputs.ros_now_ns)
-            if off_ns is not None and abs(off_ns) > limit_ns:
-                cause = Cause.SENSOR_STAMP
-                text = (f'{name}: stamp {off_ns / MS:.0f} ms old, limit '
-                        f'{limit_ns / MS:.0f} ms to either side')
-        if cause is not None:
-            findings.append(Finding(
-                cause if sensor.required else Cause.OPTIONAL_SENSOR_LOST, text,
-            ))
-    return findings
-
-
 class _RosTime:
-    """ROS time as seen from steady time: absent, jumping, paused."""
+    """ROS time as seen from steady time: absent, jumping, paused, running away."""
 
     def __init__(self, dwells: Dwells) -> None:
         self._dwells = dwells
         self._last_ns: int | None = None
         self._advanced_ns = 0
+        self._seen: deque[tuple[int, int]] = deque()
+        self.factor = 1.0
+        """ROS time over steady time, measured where ROS time has a pace of its own."""
 
-    def update(self, now_ns: int, ros_now_ns: int | None) -> list[Finding]:
+    def update(self, now_ns: int, inputs: Inputs) -> list[Finding]:
+        ros_now_ns = inputs.ros_now_ns
         if ros_now_ns is None:
             return [Finding(Cause.CLOCK_ABSENT, 'no /clock yet')]
+        moved = self._moved(now_ns, ros_now_ns)
+        if moved is not None and moved.cause is Cause.CLOCK_JUMP:
+            self._seen.clear()
+        if inputs.simulated:
+            self._measure(now_ns, ros_now_ns)
+        findings = [] if moved is None else [moved]
+        if self.factor > self._dwells.fastest:
+            findings.append(Finding(
+                Cause.CLOCK_FAST,
+                f'ROS time runs {self.factor:.2f} times as fast as steady time, limit '
+                f'{self._dwells.fastest:g}',
+            ))
+        return findings
+
+    def _measure(self, now_ns: int, ros_now_ns: int) -> None:
+        self._seen.append((now_ns, ros_now_ns))
+        while now_ns - self._seen[0][0] > self._dwells.clock_window_ns:
+            self._seen.popleft()
+        began_ns, ros_began_ns = self._seen[0]
+        if now_ns - began_ns >= self._dwells.clock_window_ns // 4:  # less is a /clock's period
+            self.factor = (ros_now_ns - ros_began_ns) / (now_ns - began_ns)
+
+    def _moved(self, now_ns: int, ros_now_ns: int) -> Finding | None:
         last_ns, self._last_ns = self._last_ns, ros_now_ns
         if last_ns is None:
             self._advanced_ns = now_ns
-            return []
+            return None
         step_ns, quiet_ns = ros_now_ns - last_ns, now_ns - self._advanced_ns
         if step_ns == 0:
             if quiet_ns <= self._dwells.clock_still_ns:
-                return []
-            return [Finding(
-                Cause.CLOCK_PAUSED, f'ROS time has stood still for {quiet_ns / MS:.0f} ms',
-            )]
+                return None
+            return Finding(
+                Cause.CLOCK_PAUSED, f'ROS time has stood still for {quiet_ns / MS:.0f} ms')
         self._advanced_ns = now_ns
         if step_ns < 0 or step_ns - quiet_ns > self._dwells.clock_jump_ns:
-            return [Finding(
+            return Finding(
                 Cause.CLOCK_JUMP,
                 f'ROS time went {step_ns / MS:+.0f} ms in {quiet_ns / MS:.0f} ms of steady time',
-            )]
-        return []
+            )
+        return None
 
 
 class _Deaths:

@@ -118,6 +118,9 @@ class ScanSensor(_Sensor):
     """A planar lidar, summarised as the nearest distance in named sectors."""
 
     type: Literal['sensor_msgs/msg/LaserScan']
+    mount_x_m: Annotated[float, Field(ge=-10, le=10)] = 0.0
+    mount_y_m: Annotated[float, Field(ge=-10, le=10)] = 0.0
+    """Where the laser is in base_link. The summary for the model takes no account of it."""
     mount_yaw_deg: Annotated[float, Field(ge=-180, le=180)] = 0.0
     """Yaw of the laser's frame in the base frame."""
     sectors: tuple[Sector, ...] = Field(default=_SECTORS, min_length=1, max_length=16)
@@ -388,13 +391,87 @@ class FreeTextRules(_Part):
         return lead
 
 
+Coordinate = Annotated[float, Field(ge=-10, le=10)]
+Vertex = tuple[Coordinate, Coordinate]
+
+
 class Robot(_Part):
     """The base: what the envelope must know of it."""
 
-    radius_m: Annotated[float, Field(gt=0, le=10)]
-    """Radius of the circle around base_link that contains the whole footprint."""
+    footprint: Annotated[tuple[Vertex, ...], Field(min_length=3, max_length=64)] | None = None
+    """Corners in order, [x, y] in metres in base_link; notches count as filled. Without it the
+    robot is a disc of `radius_m`."""
+    radius_m: Annotated[float, Field(gt=0, le=10)] = Field(default=None, validate_default=True)
+    """Radius of the circle around base_link that contains the whole footprint; with a `footprint`
+    it may be left out."""
     base_delay_ms: NotNegative = 100.0
     """From a command's publication to the wheels acting on it."""
+
+    @field_validator('footprint')
+    @classmethod
+    def _outline(cls, corners: tuple[Vertex, ...] | None) -> tuple[Vertex, ...] | None:
+        if corners is None:
+            return None
+        sides = list(zip(corners, (*corners[1:], corners[0]), strict=True))
+        for i, (a, b) in enumerate(sides):
+            if a == b:
+                raise ValueError(f'corner {list(a)} stands twice in a row')
+            for c, d in sides[i + 1:]:
+                shared = {a, b} & {c, d}
+                if shared and not (len(shared) > 1 or _folded(a, b, c, d)):
+                    continue
+                if shared or _meet(a, b, c, d):
+                    raise ValueError(
+                        f'the sides {list(a)} to {list(b)} and {list(c)} to {list(d)} meet: give '
+                        'the corners in order around the robot'
+                    )
+        origin = (0.0, 0.0)
+        if any(_side(a, b, origin) == 0 and _meet(a, b, origin, origin) for a, b in sides) or (
+            sum((a[1] > 0) != (b[1] > 0)
+                and a[0] + (b[0] - a[0]) * a[1] / (a[1] - b[1]) > 0 for a, b in sides) % 2 == 0
+        ):
+            raise ValueError('base_link, [0, 0], is not inside: corners are relative to it')
+        return corners
+
+    @field_validator('radius_m', mode='before')
+    @classmethod
+    def _of_the_footprint(cls, given: object, info: ValidationInfo) -> object:
+        if 'footprint' not in info.data:
+            return 1.0  # the footprint is refused, and with it the robot
+        corners = info.data['footprint']
+        if given is None and corners is None:
+            raise ValueError('radius_m is missing; or give a footprint')
+        return max(math.hypot(*corner) for corner in corners) if given is None else given
+
+    @model_validator(mode='after')
+    def _contained(self) -> Robot:
+        farthest = max((math.hypot(*corner) for corner in self.footprint or ()), default=0.0)
+        if farthest > self.radius_m + 1e-9:
+            raise ValueError(f'radius_m {self.radius_m:g} does not contain the footprint, whose '
+                             f'farthest corner is at {farthest:g} m; it may be left out')
+        return self
+
+
+def _side(a: Vertex, b: Vertex, c: Vertex) -> float:
+    """Return twice the area of a triangle: positive when `c` is left of the way from a to b."""
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+
+def _meet(a: Vertex, b: Vertex, c: Vertex, d: Vertex) -> bool:
+    """Whether two line segments have a point in common."""
+    return (
+        _side(a, b, c) * _side(a, b, d) <= 0 and _side(c, d, a) * _side(c, d, b) <= 0
+        and all(min(a[i], b[i]) <= max(c[i], d[i]) and min(c[i], d[i]) <= max(a[i], b[i])
+                for i in (0, 1))
+    )
+
+
+def _folded(a: Vertex, b: Vertex, c: Vertex, d: Vertex) -> bool:
+    """Whether two sides with one corner in common lie on one another."""
+    corner = a if a in (c, d) else b
+    one, other = (b if corner == a else a), (d if corner == c else c)
+    along = sum((one[i] - corner[i]) * (other[i] - corner[i]) for i in (0, 1))
+    return _side(corner, one, other) == 0 and along > 0
 
 
 class DecisionRules(_Part):
@@ -428,6 +505,14 @@ class ControlRules(_Part):
     """Silence of the policy node that counts as lost."""
 
 
+class SlowDown(_Part):
+    """A zone before the one in which the stopping distance decides."""
+
+    within_m: Positive
+    """Free way in the direction of motion, beyond footprint and margin, below which it holds."""
+    max_m_s: Positive
+
+
 class Envelope(_Part):
     """The limits that every velocity is put through, whoever asked for it."""
 
@@ -437,10 +522,16 @@ class Envelope(_Part):
     max_acceleration_m_s2: Positive
     max_deceleration_m_s2: Positive
     max_angular_acceleration_rad_s2: Positive
+    """Of braking a turn too."""
+    max_jerk_m_s3: Positive | None = None
+    """Limit on the change of the commanded acceleration; a stop and what obstacles demand take no
+    account of it."""
+    max_angular_jerk_rad_s3: Positive | None = None
+    slow_down: SlowDown | None = None
     margin_m: NotNegative = 0.05
     """Kept free beyond the footprint when standing."""
-    obstacle_sensor: Word
-    """The LaserScan sensor that bounds the speed."""
+    obstacle_sensors: tuple[Word, ...] = Field(min_length=1, max_length=8)
+    """The LaserScan sensors that bound the speed, each required."""
     unknown_is_blocked: bool = True
     """Whether a direction without a valid beam counts as an obstacle at no distance."""
     unknown_gap_deg: Annotated[float, Field(ge=0.0, le=45.0)] = 4.0
@@ -452,13 +543,13 @@ class Envelope(_Part):
     """
 
 
-FallbackKind = Literal['stop', 'decelerate', 'creep', 'turn_to_free', 'follow_gap']
+FallbackKind = Literal['stop', 'decelerate', 'hold', 'creep', 'turn_to_free', 'follow_gap']
 
 
 class Fallback(_Part):
     """What the robot does without the model: the first of the ladder whose sensors are fit."""
 
-    ladder: tuple[FallbackKind, ...] = Field(default=('stop',), min_length=1, max_length=5)
+    ladder: tuple[FallbackKind, ...] = Field(default=('stop',), min_length=1, max_length=6)
     speed_m_s: NotNegative = 0.1
     turn_rad_s: NotNegative = 0.5
 
@@ -466,6 +557,8 @@ class Fallback(_Part):
     def _ends_in_stop(self) -> Fallback:
         if self.ladder[-1] != 'stop':
             raise ValueError(f"ladder must end in 'stop', not {self.ladder[-1]!r}")
+        if 'hold' in self.ladder[1:]:
+            raise ValueError("ladder: 'hold' after another is never reached: put it first")
         return self
 
 
@@ -585,14 +678,25 @@ class Policy(_Part):
                     f'sensors.{name}: stale_after_ms {sensor.stale_after_ms:g} is not more than '
                     f'the period of rate_hz {sensor.rate_hz:g}: it would always be stale'
                 )
-        obstacle = self.sensors.get(self.envelope.obstacle_sensor)
-        if not isinstance(obstacle, ScanSensor) or not obstacle.required:
-            raise ValueError(
-                f'envelope: obstacle_sensor {self.envelope.obstacle_sensor!r} must name a '
-                'required LaserScan sensor; there are: ' + (', '.join(
-                    n for n, s in self.sensors.items() if isinstance(s, ScanSensor) and s.required
-                ) or 'none')
-            )
+        obstacles = self.envelope.obstacle_sensors
+        for name in obstacles:
+            obstacle = self.sensors.get(name)
+            if obstacles.count(name) > 1:
+                raise ValueError(f'envelope: obstacle_sensors: {name!r} stands twice')
+            if not isinstance(obstacle, ScanSensor) or not obstacle.required:
+                raise ValueError(
+                    f'envelope: obstacle_sensors: {name!r} is no required LaserScan sensor; there '
+                    'are: ' + (', '.join(
+                        n for n, s in self.sensors.items()
+                        if isinstance(s, ScanSensor) and s.required
+                    ) or 'none')
+                )
+            off_m = math.hypot(obstacle.mount_x_m, obstacle.mount_y_m)
+            if off_m > self.robot.radius_m:
+                raise ValueError(
+                    f'sensors.{name}: mount_x_m and mount_y_m are {off_m:.2f} m from base_link, '
+                    f'outside the robot of radius {self.robot.radius_m:.2f} m'
+                )
         control_ms = 1e3 / self.control.rate_hz
         if ttl_ms <= control_ms:
             raise ValueError(f'control: the period {control_ms:g} ms is not shorter than the '

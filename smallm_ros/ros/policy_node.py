@@ -39,6 +39,7 @@ from rclpy.duration import Duration
 from rclpy.exceptions import InvalidTopicNameException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.publisher import Publisher
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 from std_msgs.msg import String
@@ -94,6 +95,8 @@ class _Parts:
     client: EngineClient
     waker: _Waker
     writer: RecordWriter | None
+    status: Publisher[String]
+    """Of each configuration: its lease is the policy's."""
     ears: dict[str, _Ear]
     held: contextlib.ExitStack
     """Closes and destroys all of it."""
@@ -140,7 +143,6 @@ class PolicyNode(LifecycleNode):
         self.finished = False
         """Whether the lifecycle has come to its end."""
         self._command = self.create_publisher(String, '~/command', qos.COMMAND)
-        self._status = self.create_publisher(String, '~/status', qos.STATUS)
         self._decision = self.create_publisher(String, '~/decision', qos.DECISION)
         self._say = self.create_publisher(String, '~/say', qos.SAY)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
@@ -219,6 +221,9 @@ class PolicyNode(LifecycleNode):
             ):
                 timer = self.create_timer(period_s, callback, clock=steadily)
                 held.callback(self.destroy_timer, timer)
+            status = self.create_publisher(
+                String, '~/status', qos.status(policy.control.status_limit_ms))
+            held.callback(self.destroy_publisher, status)
             ears = {name: _Ear() for name in policy.sensors}
             for name, sensor in policy.sensors.items():
                 held.callback(
@@ -231,7 +236,7 @@ class PolicyNode(LifecycleNode):
                 held.callback(writer.close)
             return _Parts(
                 policy=policy, pilot=pilot, client=client, waker=waker,
-                writer=writer, ears=ears, held=held.pop_all(),
+                writer=writer, status=status, ears=ears, held=held.pop_all(),
             )
 
     def _subscribe(self, name: str, sensor: Sensor, ear: _Ear) -> Subscription[Any]:
@@ -249,7 +254,7 @@ class PolicyNode(LifecycleNode):
         if parts is None:
             return
         with contextlib.suppress(RuntimeError):  # some middleware has no acknowledgements
-            self._status.wait_for_all_acked(Duration(nanoseconds=FAREWELL_NS))
+            parts.status.wait_for_all_acked(Duration(nanoseconds=FAREWELL_NS))
         parts.held.close()
 
     def _configured(self) -> _Parts:
@@ -327,7 +332,7 @@ class PolicyNode(LifecycleNode):
                 case Send(command):
                     self._command.publish(String(data=command.to_json()))
                 case Tell(status):
-                    self._status.publish(String(data=status.to_json()))
+                    parts.status.publish(String(data=status.to_json()))
                 case Record(record):
                     self._decision.publish(String(data=record.model_dump_json()))
                     parts.keep(record)

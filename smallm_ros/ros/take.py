@@ -6,17 +6,26 @@ depth 1 holds the newest message; one take in each control period is all that a 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from rclpy.event_handler import QoSSubscriptionEventType
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock as ClockMessage
 
 from smallm_ros import steady
+from smallm_ros.core.clock import MS
 from smallm_ros.core.errors import DroppedError
 from smallm_ros.ros import qos
 from smallm_ros.ros.convert import stamp_ns
+
+EventHandle: Any = rclpy_implementation.EventHandle
+
+REPLY_AFTER_NS = 200 * MS
+_MOST_REPLIES = 64
 
 MOST_AT_ONCE = 16
 """Most messages that one `take_all` returns: a flood cannot hold the loop."""
@@ -50,17 +59,64 @@ def take_all(subscription: Any) -> list[Any]:
     return messages
 
 
-def take_request(service: Any) -> Callable[[Any], None] | None:
-    """Return a function that answers the request that waits, or None when none does."""
+def take_request(service: Any) -> tuple[Any, Callable[[Any], None]] | None:
+    """Return the request that waits and a function that answers it, or None when none does."""
     with service.handle:
-        _, header = service.handle.service_take_request(service.srv_type.Request)
+        request, header = service.handle.service_take_request(service.srv_type.Request)
     if header is None:
         return None
 
     def answer(response: Any) -> None:
         service.send_response(response, header)
 
-    return answer
+    return request, answer
+
+
+class Replies:
+    """Answers to requests, each sent a while after its request.
+
+    The middleware holds its caller for up to 100 ms when it answers a client that discovery has
+    not connected yet, and then the answer is lost: a robot would miss a tick for each
+    `ros2 service call`. After this long a client that is going to be connected is.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, Callable[[Any], None], Any]] = deque(maxlen=_MOST_REPLIES)
+
+    def put(self, now_ns: int, answer: Callable[[Any], None], response: Any) -> None:
+        """Keep an answer until it is due; the oldest is lost where there are too many."""
+        self._waiting.append((now_ns + REPLY_AFTER_NS, answer, response))
+
+    def send_due(self, now_ns: int) -> None:
+        """Send those that are due."""
+        while self._waiting and self._waiting[0][0] <= now_ns:
+            _, answer, response = self._waiting.popleft()
+            answer(response)
+
+
+class Liveliness:
+    """How many of a topic's publishers assert that they live, as the middleware sees it.
+
+    Secondary evidence: of a publisher that was never seen it says nothing.
+    """
+
+    def __init__(self, subscription: Any) -> None:
+        kind = QoSSubscriptionEventType.RCL_SUBSCRIPTION_LIVELINESS_CHANGED
+        with subscription.handle:
+            self._event = EventHandle(subscription.handle, kind)
+        self.alive = 0
+        self.lost = 0
+        """Not alive any more and not gone either."""
+        self.losses = 0
+        """How often one was lost, since the start."""
+
+    def look(self) -> None:
+        """Take what has changed; 24 us, and never a wait."""
+        with self._event:
+            event = self._event.take_event()
+        if event is not None:
+            self.losses += max(event.not_alive_count_change, 0)
+            self.alive, self.lost = event.alive_count, event.not_alive_count
 
 
 class RosTime:
@@ -74,16 +130,18 @@ class RosTime:
         self._ns: int | None = None
 
     def now_ns(self) -> int | None:
-        """Return ROS time in nanoseconds; None before the first /clock."""
-        if self._clock is None:
-            return steady.wall_ns()
-        message = take(self._clock)
+        """Take the newest /clock; return ROS time in nanoseconds, None before the first."""
+        message = None if self._clock is None else take(self._clock)
         if message is not None:
             try:
                 self._ns = stamp_ns(message.clock)
             except DroppedError:
                 pass  # the time before stands until a clock that is one
-        return self._ns
+        return self.known_ns()
+
+    def known_ns(self) -> int | None:
+        """Return ROS time by the newest /clock that was taken."""
+        return steady.wall_ns() if self._clock is None else self._ns
 
 
 def _never(*_: Any) -> None:

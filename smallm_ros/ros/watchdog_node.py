@@ -1,24 +1,25 @@
 """watchdog_node: the only publisher of `cmd_vel`; the gate in a process of its own.
 
 It holds when every other process has stopped: no executor, no model, no engine in here. One loop
-on absolute steady deadlines takes what is new, steps the gate, publishes. Whatever can block (the
-graph, /diagnostics, stderr) is a side thread's, and is written without rclpy's logger, which would
-hold the interpreter's lock on a blocked pipe. A step that raises publishes a stop; if not even
-that can be published, the process ends and the base's own time-out stops the robot.
+on absolute steady deadlines takes what is new, steps the gate, publishes; then, with what is left
+of the period, it answers requests. Whatever can block is a side thread's: the graph, ~/state and
+/diagnostics one's, stderr another's. A step that raises publishes a stop; if not even that can be
+published, the process ends and the base's own time-out stops the robot.
+
+A watchdog that was killed and started again is in HOLD and stays there until somebody arms it.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import gc
-import os
-import select
+import json
 import signal
 import sys
 import threading
 import traceback
-from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,33 +30,47 @@ from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Twist, TwistStamped
 from rclpy.duration import Duration
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
-from smallm_ros import steady
-from smallm_ros.core.action import STOP, Command, NodeStatus, Velocity, parse_frame
+from smallm_ros import process, steady
+from smallm_ros.core.action import STOP, Velocity
+from smallm_ros.core.cause import Cause, Dwells
 from smallm_ros.core.clock import MS, SECOND
-from smallm_ros.core.errors import DroppedError, OperatorError
-from smallm_ros.core.facts import CommandArrival, Inputs, Process, StatusArrival
+from smallm_ros.core.errors import OperatorError
+from smallm_ros.core.facts import Inputs
 from smallm_ros.core.gate import Gate, Output, State
-from smallm_ros.core.observation import Received
 from smallm_ros.core.policy import load_policy
-from smallm_ros.process import host, start_ticks
+from smallm_ros.process import ProcessWatch
 from smallm_ros.ros import diagnostics, qos
-from smallm_ros.ros.convert import fields_of, ros_stamp
+from smallm_ros.ros.convert import ros_stamp
+from smallm_ros.ros.graph import Graph
+from smallm_ros.ros.heard import Heard
+from smallm_ros.ros.jitter import Jitter
+from smallm_ros.ros.limits import Limits
+from smallm_ros.ros.lines import Lines
 from smallm_ros.ros.messages import MESSAGES
-from smallm_ros.ros.params import declare, refuse_clock_changes
-from smallm_ros.ros.take import RosTime, serve, subscribe, take, take_all, take_request
+from smallm_ros.ros.params import ParameterRequests, declare, refuse_clock_changes
+from smallm_ros.ros.take import (
+    Liveliness,
+    Replies,
+    RosTime,
+    serve,
+    subscribe,
+    take,
+    take_all,
+    take_request,
+)
 
 ESTOP_SILENT_NS = SECOND
 ESTOP_DEPTH = 10
-"""A short press between two looks must not be overwritten."""
+"""With 1 a release would overwrite a press between two looks; every look takes them all."""
 SIDE_PERIOD_S = 1.0
+SWITCH_S = 0.0005
+"""How long a side thread's Python may make the loop wait; the interpreter's own is 5 ms."""
 FAREWELLS = 3
 FAREWELL_NS = 200 * MS
-MOST_LINES = 200
 
 LEVELS: dict[State, bytes] = {
     State.STANDBY: diagnostics.WARN,
@@ -69,299 +84,317 @@ LEVELS: dict[State, bytes] = {
 }
 
 
-class ProcessWatch:
-    """Knows when processes end, by their pidfds: without waiting, without being their parent."""
-
-    _MOST = 8
-
-    def __init__(self) -> None:
-        self._fds: OrderedDict[Process, int] = OrderedDict()
-        self._dead: OrderedDict[Process, None] = OrderedDict()
-        self._poll = select.poll()
-
-    def watch(self, process: Process) -> None:
-        """Watch a process from now on; the longest watched leaves when there are many."""
-        if process in self._fds or process in self._dead:
-            return
-        pid, began_ticks = process
-        try:
-            fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self._bury(process)
-            return
-        except OSError:
-            return  # no right or no descriptor left: its silence will tell
-        if start_ticks(pid) != began_ticks:
-            os.close(fd)
-            self._bury(process)
-            return
-        self._fds[process] = fd
-        self._poll.register(fd, select.POLLIN)
-        if len(self._fds) > self._MOST:
-            self._forget(next(iter(self._fds)))
-
-    def dead(self) -> frozenset[Process]:
-        """Return those that have ended."""
-        ready = {fd for fd, _ in self._poll.poll(0)}
-        for process in [process for process, fd in self._fds.items() if fd in ready]:
-            self._forget(process)
-            self._bury(process)
-        return frozenset(self._dead)
-
-    def close(self) -> None:
-        """Close every descriptor."""
-        for process in list(self._fds):
-            self._forget(process)
-
-    def _forget(self, process: Process) -> None:
-        fd = self._fds.pop(process)
-        self._poll.unregister(fd)
-        os.close(fd)
-
-    def _bury(self, process: Process) -> None:
-        self._dead[process] = None
-        if len(self._dead) > self._MOST:
-            self._dead.popitem(last=False)
-
-
 class WatchdogNode(Node):
     """Connects a `Gate` to ROS: takes facts, publishes what leaves."""
 
-    def __init__(self) -> None:
-        super().__init__('watchdog_node', enable_rosout=False, start_parameter_services=False)
+    def __init__(self, dwells: Dwells | None = None) -> None:
+        super().__init__('watchdog_node', enable_rosout=False)
         path = declare(self, 'policy', '', 'path of the policy file')
-        auto_arm = declare(
+        self._auto_arm = declare(
             self, 'auto_arm', False, 'arm without being told: for simulation and replay')
         self._stamped = declare(
             self, 'twist_stamped', True, 'publish TwistStamped on cmd_vel; false: Twist')
         other = declare(self, 'policy_node', 'policy_node', 'name of the policy node')
         self._estop_required = declare(
             self, 'estop_required', False, 'treat silence of `estop` as its assertion')
-        refuse_clock_changes(self)
+        self._lock_memory = declare(
+            self, 'lock_memory', False, 'keep this process in memory: mlockall, where permitted')
+        self._priority = declare(
+            self, 'realtime_priority', 0, 'SCHED_FIFO priority of the loop, where permitted; '
+            '0: as everybody', within=(0, 99))
         if not path:
             raise OperatorError('watchdog_node: the parameter `policy` must name a policy file')
-        self._policy = load_policy(Path(path))
-        self._auto_arm = auto_arm
+        self._limits = Limits(self, load_policy(Path(path)))
+        policy = self._limits.policy
+        self._period_ns = policy.control_period_ns
         self._gate = Gate(
-            self._policy, auto_arm=auto_arm, host=host(), boot=steady.boot_id()[:64],
+            policy, auto_arm=self._auto_arm, host=process.host(), boot=steady.boot_id()[:64],
+            dwells=dwells,
         )
+        self._limits.follow(self._gate.retune)
+        refuse_clock_changes(self)  # after the limits: rclpy asks the newest first, they the last
+        self._parameter_requests = ParameterRequests(self)
+        self._replies = Replies()
         self._ros_time = RosTime(self)
         self._cmd_vel = self.create_publisher(
             TwistStamped if self._stamped else Twist, 'cmd_vel', qos.CMD_VEL)
         self._applied = self.create_publisher(String, '~/applied', qos.APPLIED)
+        self._state = self.create_publisher(String, '~/state', qos.STATE)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._ears = {
             name: subscribe(self, MESSAGES[sensor.type], sensor.topic, qos.SENSOR)
-            for name, sensor in self._policy.sensors.items()
+            for name, sensor in policy.sensors.items()
         }
         self._commands = subscribe(self, String, f'{other}/command', qos.COMMAND)
-        self._statuses = subscribe(self, String, f'{other}/status', qos.STATUS)
-        self._estops = subscribe(
-            self, Bool, 'estop',
-            QoSProfile(depth=ESTOP_DEPTH, reliability=qos.SENSOR.reliability),
-        )
+        self._statuses = subscribe(
+            self, String, f'{other}/status', qos.status(policy.control.status_limit_ms))
+        self._liveliness = Liveliness(self._statuses)
+        self._estops = subscribe(self, Bool, 'estop', qos.estop(ESTOP_DEPTH))
         self._arm = serve(self, Trigger, '~/arm')
         self._reset = serve(self, Trigger, '~/reset')
+        self._graph = Graph(
+            self, self._cmd_vel,
+            (*self._ears.values(), self._commands, self._statuses, self._estops),
+            simulated=self._ros_time.simulated,
+        )
         self._processes = ProcessWatch()
-        self._newest: dict[str, Received] = {}
-        self._command: CommandArrival | None = None
-        self._status: StatusArrival | None = None
+        self._heard = Heard(policy)
         self._estop = False
         self._estop_heard_ns = steady.now_ns()
-        self._publisher_count: int | None = None
-        self._dropped = 0
-        self._why_dropped = ''
+        self._ticks = 0
         self._exceptions = 0
-        self._most_late_ns = 0
+        self._broken = 0
+        self._entered: Counter[str] = Counter()
+        in_a_minute = 60 * SECOND // self._period_ns
+        self._late, self._gap = Jitter(in_a_minute), Jitter(in_a_minute)
+        self._published_ns: int | None = None
+        self._scheduling, self._memory = 'other', 'pageable'
         self._last: Output | None = None
-        self._lines: deque[str] = deque(maxlen=MOST_LINES)
+        self._lines = Lines(self.get_name())
         self._ended = threading.Event()
         self._side = threading.Thread(target=self._tell_people, name='side', daemon=True)
-        if auto_arm:
-            self._say('WARN', 'auto_arm: motion starts by itself; for simulation and replay only')
+        if self._auto_arm:
+            self._lines.say(
+                'WARN', 'auto_arm: motion starts by itself; for simulation and replay only')
 
     # --- the loop ---------------------------------------------------------------------------
 
     def run(self, ending: threading.Event) -> None:
         """Publish each control period until `ending` is set, then stop the base."""
+        self._lines.start()
         self._side.start()
         # What exists now stays: a collection over all of it would make a tick 100 ms late.
         gc.collect()
         gc.freeze()
-        period_ns = self._policy.control_period_ns
+        sys.setswitchinterval(SWITCH_S)
+        self._ask_the_kernel()
         due_ns = steady.now_ns()
         while not ending.is_set():
             steady.sleep_until(due_ns)
             now_ns = steady.now_ns()
             self._tick(now_ns, now_ns - due_ns)
-            due_ns += period_ns * max(1, -(-(steady.now_ns() - due_ns) // period_ns))
+            due_ns += self._period_ns * max(1, -(-(steady.now_ns() - due_ns) // self._period_ns))
         for _ in range(FAREWELLS):
             self._publish_velocity(STOP)
-            steady.sleep_until(steady.now_ns() + period_ns)
+            steady.sleep_until(steady.now_ns() + self._period_ns)
         self._cmd_vel.wait_for_all_acked(Duration(nanoseconds=FAREWELL_NS))
-        self._say('INFO', 'ended; the last command was stop')
+        self._lines.say('INFO', 'ended; the last command was stop')
 
     def close(self) -> None:
-        """End the side thread and give descriptors back."""
+        """End the side threads and give descriptors back."""
         self._ended.set()
         if self._side.is_alive():
             self._side.join(timeout=2 * SIDE_PERIOD_S)
+        self._lines.close(SIDE_PERIOD_S)
         self._processes.close()
 
+    def _ask_the_kernel(self) -> None:
+        """Ask for what makes the loop punctual, where that is wanted; go on without."""
+        if self._lock_memory:
+            why = _refused(process.lock_memory)
+            self._memory = f'pageable: {why}' if why else 'locked'
+            if why:
+                self._lines.say('WARN', f'lock_memory: {why}; going on without. Permit it: '
+                                '`ulimit -l unlimited`, memlock in limits.conf, LimitMEMLOCK= in '
+                                'systemd, or CAP_IPC_LOCK')
+        why = _refused(lambda: process.schedule_fifo(self._priority)) if self._priority else ''
+        self._scheduling = process.scheduling() + (f': {why}' if why else '')
+        if why:
+            self._lines.say('WARN', f'realtime_priority {self._priority}: {why}; going on '
+                            'without. Permit it: rtprio in limits.conf, LimitRTPRIO= in systemd, '
+                            'or CAP_SYS_NICE')
+
     def _tick(self, now_ns: int, late_ns: int) -> None:
-        answers: list[tuple[str, Any]] = []
+        answers: list[tuple[str, Callable[[Any], None]]] = []
         try:
             inputs = self._take(now_ns, answers)
             output = self._gate.step(now_ns, inputs)
         except Exception as err:
-            self._exceptions += 1
-            self._say('ERROR', traceback.format_exc().rstrip())
+            self._note_exception()
             output = self._gate.excepted(now_ns, repr(err))
         self._publish_velocity(output.velocity)
-        self._applied.publish(String(data=output.applied(late_ns).to_json()))
-        self._most_late_ns = max(self._most_late_ns, late_ns)
         before, self._last = self._last, output
-        self._say_change(before, output)
-        for what, answer in answers:
-            try:
-                answer(_response(what, before, output))
-            except Exception as err:  # who asked has gone
-                self._drop(f'answer to {what}: {err!r}')
+        try:
+            self._tell_programs(before, output, late_ns)
+        except Exception:
+            self._note_exception()
+        try:
+            for what, answer in answers:
+                self._replies.put(now_ns, answer, _response(what, before, output))
+            self._parameter_requests.answer_waiting(now_ns, self._replies)
+            self._replies.send_due(now_ns)
+        except Exception as err:  # who asked has gone
+            self._heard.drop(f'answer to a request: {err!r}')
 
-    def _take(self, now_ns: int, answers: list[tuple[str, Any]]) -> Inputs:
+    def _take(
+        self, now_ns: int, answers: list[tuple[str, Callable[[Any], None]]],
+    ) -> Inputs:
         """Take all that is new; requests go to `answers` to be answered after the step."""
         ros_now_ns = self._ros_time.now_ns()
         # Only a clock that can pause may make an arrival younger than the steady clock says.
         ros_arrival_ns = ros_now_ns if self._ros_time.simulated else None
         for name, ear in self._ears.items():
             message = take(ear)
-            if message is None:
-                continue
-            try:
-                fields = fields_of(self._policy.sensors[name].type, message)
-            except DroppedError as err:
-                self._drop(f'{name}: {err}')
-                continue
-            self._newest[name] = Received(name, fields, now_ns, ros_arrival_ns)
-        self._take_frames(now_ns)
+            if message is not None:
+                self._heard.reading(name, message, now_ns, ros_arrival_ns)
+        message = take(self._statuses)
+        if message is not None:
+            status = self._heard.status_text(message.data, now_ns)
+            if status is not None:
+                self._processes.watch((status.pid, status.start_ticks))
+                if status.worker_pid:
+                    self._processes.watch((status.worker_pid, status.worker_start_ticks))
+        message = take(self._commands)
+        if message is not None:
+            self._heard.command_text(message.data, now_ns)
         pressed = [bool(message.data) for message in take_all(self._estops)]
         if pressed:
             self._estop_heard_ns = now_ns
             self._estop = pressed[-1]
         edges = {}
         for what, service in (('arm', self._arm), ('reset', self._reset)):
-            answer = take_request(service)
-            edges[what] = answer is not None
-            if answer is not None:
-                answers.append((what, answer))
+            taken = take_request(service)
+            edges[what] = taken is not None
+            if taken is not None:
+                answers.append((what, taken[1]))
         return Inputs(
             ros_now_ns=ros_now_ns,
-            sensors=dict(self._newest),
-            command=self._command,
-            status=self._status,
+            simulated=self._ros_time.simulated,
+            sensors=dict(self._heard.readings),
+            command=self._heard.command,
+            status=self._heard.status,
             dead=self._processes.dead(),
             estop=self._estop or any(pressed),
             estop_silent=(
                 self._estop_required and now_ns - self._estop_heard_ns > ESTOP_SILENT_NS
             ),
-            publishers=self._publisher_count,
+            publishers=self._graph.publishers,
             arm=edges['arm'],
             reset=edges['reset'],
         )
-
-    def _take_frames(self, now_ns: int) -> None:
-        message = take(self._statuses)
-        if message is not None:
-            try:
-                status = parse_frame(NodeStatus, message.data)
-            except DroppedError as err:
-                self._drop(str(err))
-            else:
-                self._status = StatusArrival(status, now_ns)
-                self._processes.watch((status.pid, status.start_ticks))
-                if status.worker_pid:
-                    self._processes.watch((status.worker_pid, status.worker_start_ticks))
-        message = take(self._commands)
-        if message is not None:
-            try:
-                self._command = CommandArrival(parse_frame(Command, message.data), now_ns)
-            except DroppedError as err:
-                self._drop(str(err))
-
-    def _drop(self, why: str) -> None:
-        self._dropped += 1
-        self._why_dropped = why[:300]
 
     def _publish_velocity(self, velocity: Velocity) -> None:
         twist = Twist()
         twist.linear.x = velocity.linear_x_m_s
         twist.angular.z = velocity.angular_z_rad_s
-        if not self._stamped:
+        if self._stamped:
+            message = TwistStamped(twist=twist)
+            sec, nanosec = ros_stamp(self._ros_time.known_ns() or 0)
+            message.header.stamp = Time(sec=sec, nanosec=nanosec)
+            message.header.frame_id = 'base_link'
+            self._cmd_vel.publish(message)
+        else:
             self._cmd_vel.publish(twist)
-            return
-        message = TwistStamped(twist=twist)
-        sec, nanosec = ros_stamp(self._ros_time.now_ns() or 0)
-        message.header.stamp = Time(sec=sec, nanosec=nanosec)
-        message.header.frame_id = 'base_link'
-        self._cmd_vel.publish(message)
+        before_ns, self._published_ns = self._published_ns, steady.now_ns()
+        if before_ns is not None:
+            self._gap.add(self._published_ns - before_ns)
 
-    # --- telling people ---------------------------------------------------------------------
+    # --- telling programs and people --------------------------------------------------------
 
-    def _say(self, level: str, text: str) -> None:
-        self._lines.append(f'[{level}] [{steady.wall_ns() / SECOND:.3f}] [{self.get_name()}]: '
-                           f'{text}\n')
-
-    def _say_change(self, before: Output | None, after: Output) -> None:
+    def _tell_programs(self, before: Output | None, after: Output, late_ns: int) -> None:
+        """Say and count what was done, once it is done."""
+        self._applied.publish(String(data=after.applied(late_ns).to_json()))
+        self._ticks += 1
+        self._late.add(late_ns)
+        self._broken += any(finding.cause is Cause.INVARIANT for finding in after.findings)
+        losses = self._liveliness.losses
+        self._liveliness.look()
+        if self._liveliness.losses > losses:
+            self._lines.say('WARN', 'the policy node no longer asserts that it lives')
         if before is not None and before.state is after.state:
             if before.cause is not after.cause and after.state is not State.ACTIVE:
-                self._say('INFO', f'{after.state.value}: {_because(after)}')
+                self._lines.say('INFO', f'{after.state.value}: {_because(after)}')
             return
+        self._entered[after.cause.value] += 1
         was = before.state.value if before else 'start'
         level = 'INFO' if LEVELS[after.state] == diagnostics.OK else 'WARN'
-        self._say(level, f'{was} -> {after.state.value}: {_because(after)}')
+        self._lines.say(level, f'{was} -> {after.state.value}: {_because(after)}')
+
+    def _note_exception(self) -> None:
+        self._exceptions += 1
+        self._lines.say('ERROR', traceback.format_exc().rstrip())
 
     def _tell_people(self) -> None:
-        """Side thread: the graph, /diagnostics and stderr, all of which may block."""
-        topic = self.resolve_topic_name('cmd_vel')
-        while True:
-            ended = self._ended.wait(SIDE_PERIOD_S)
-            if not ended:
-                self._publisher_count = self.count_publishers(topic)
-                self._diagnostics.publish(self._diagnosis())
-            while self._lines:
-                line = self._lines.popleft()
-                with contextlib.suppress(OSError):  # nobody reads it
-                    os.write(2, line.encode('utf-8', 'replace'))
-            if ended:
-                return
+        """Side thread: the graph, ~/state and /diagnostics, all of which may block."""
+        said = ''
+        while not self._ended.wait(SIDE_PERIOD_S):
+            try:
+                self._graph.look()
+                state = self._state_now()
+                self._state.publish(String(data=json.dumps(state, allow_nan=False)))
+                self._diagnostics.publish(self._diagnosis(state))
+                text = ''
+            except Exception:
+                text = traceback.format_exc().rstrip()
+            if text and text != said:
+                self._lines.say('ERROR', text)
+            said = text
 
-    def _diagnosis(self) -> DiagnosticArray:
-        output = self._last
-        values = {
-            'policy': self._policy.name,
-            'auto_arm': str(self._auto_arm).lower(),
-            'dropped messages': str(self._dropped),
-            'last dropped': self._why_dropped,
-            'exceptions': str(self._exceptions),
-            'most late ms': f'{self._most_late_ns / MS:.1f}',
-            'publishers': str(self._publisher_count),
+    def _state_now(self) -> dict[str, Any]:
+        """Return what ~/state says, JSON's types only."""
+        output, heard = self._last, self._heard
+        return {
+            'version': 1,
+            'steady_ns': steady.now_ns(),
+            'policy': self._limits.policy.name,
+            'state': output.state.value if output else '',
+            'cause': output.cause.value if output else '',
+            'detail': output.detail if output else '',
+            'causes': [finding.cause.value for finding in output.findings] if output else [],
+            'source': output.source if output else '',
+            'fallback': output.fallback if output else None,
+            'limited': output.why_limited if output else '',
+            'sequence': output.sequence if output else 0,
+            'auto_arm': self._auto_arm,
+            'ticks': self._ticks,
+            'dropped': heard.dropped,
+            'last_dropped': heard.why_dropped,
+            'exceptions': self._exceptions,
+            'invariant': self._broken,
+            'transitions': dict(self._entered),
+            'late': {'minute': self._late.last_minute(), 'start': self._late.since_start()},
+            'gap': {'minute': self._gap.last_minute(), 'start': self._gap.since_start()},
+            'scheduling': self._scheduling,
+            'memory': self._memory,
+            'parameter_generation': self._limits.generation,
+            'parameter_sets_refused': self._limits.refused,
+            'publishers': self._graph.publishers,
+            'other_publishers': list(self._graph.others),
+            'policy_node_alive': self._liveliness.alive,
+            'policy_node_losses': self._liveliness.losses,
+            'graph': list(self._graph.wrong),
         }
+
+    def _diagnosis(self, state: dict[str, Any]) -> DiagnosticArray:
+        output, name = self._last, self.get_name()
         level, message = diagnostics.STALE, 'no step yet'
         if output is not None:
-            level = LEVELS[output.state]
-            message = f'{output.state.value}: {_because(output)}'
-            values |= {
-                'state': output.state.value,
-                'cause': output.cause.value,
-                'causes': ' '.join(finding.cause.value for finding in output.findings),
-                'source': output.source,
-                'fallback': output.fallback or '',
-                'limited': output.why_limited,
-                'sequence': str(output.sequence),
-            }
+            level, message = LEVELS[output.state], f'{output.state.value}: {_because(output)}'
+        refused = [text for text in (self._scheduling, self._memory) if ': ' in text]
+        wrong = self._graph.wrong
         return diagnostics.array(steady.wall_ns(), [
-            diagnostics.status(f'{self.get_name()}: gate', level, message, values),
+            diagnostics.status(f'{name}: gate', level, message, {
+                key: value if isinstance(value, str) else json.dumps(value)
+                for key, value in state.items()
+            }),
+            diagnostics.status(
+                f'{name}: loop', diagnostics.WARN if refused else diagnostics.OK,
+                '; '.join(refused) or f'{self._scheduling}, {self._memory}', {},
+            ),
+            diagnostics.status(
+                f'{name}: graph', diagnostics.WARN if wrong else diagnostics.OK,
+                '; '.join(wrong) or 'nobody else drives, everybody fits', {},
+            ),
         ])
+
+
+def _refused(ask: Callable[[], None]) -> str:
+    """Return why the kernel does not permit it; empty when it does."""
+    try:
+        ask()
+    except OSError as err:
+        return f'not permitted ({errno.errorcode.get(err.errno or 0, err.errno)}: {err.strerror})'
+    return ''
 
 
 def _because(output: Output) -> str:
@@ -380,21 +413,24 @@ def _response(what: str, before: Output | None, after: Output) -> Trigger.Respon
         success=done, message=f'{refused}{after.state.value}: {_because(after)}')
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the watchdog until SIGTERM or SIGINT; return the exit code."""
+def main(
+    args: Sequence[str] | None = None, make: Callable[[], WatchdogNode] = WatchdogNode,
+) -> int:
+    """Run the watchdog until SIGTERM, SIGINT or SIGHUP; return the exit code."""
     # Instead of rclpy's handlers, which would end the context before the stop could be published.
     ending = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
         ending.set()
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
-    rclpy.init(args=list(sys.argv if args is None else args),
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, end)
+    # Nothing of ROS writes to stderr from the loop: on a blocked pipe it would wait for ever.
+    rclpy.init(args=[*(sys.argv if args is None else args), '--ros-args', '--disable-stdout-logs'],
                signal_handler_options=SignalHandlerOptions.NO)
     node = None
     try:
-        node = WatchdogNode()
+        node = make()
         node.run(ending)
         return 0
     except OperatorError as err:

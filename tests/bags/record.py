@@ -20,11 +20,11 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from smallm_ros.core.action import STOP
-from smallm_ros.core.baseline import follow_gap
+from smallm_ros.core.baseline import Senses, follow_gap
 from smallm_ros.core.clock import MS, SECOND
-from smallm_ros.core.envelope import STANDING, Surroundings, limit
+from smallm_ros.core.envelope import STANDING, Seen, Surroundings, Told, limit
 from smallm_ros.core.observation import Odometry, Scan
-from smallm_ros.core.policy import load_policy
+from smallm_ros.core.policy import ScanSensor, load_policy
 from smallm_ros.sim.episode import Episode
 from smallm_ros.sim.world import load_world
 
@@ -39,6 +39,8 @@ BEAM_STEP = 3
 def main() -> None:
     """Drive, and write the bag anew."""
     policy = load_policy(ROOT / 'config' / 'policies' / 'explorer.yaml')
+    sensor = policy.sensors['scan']
+    assert isinstance(sensor, ScanSensor)
     episode = Episode(load_world(ROOT / 'config' / 'worlds' / 'room.sdf'), SEED)
     store = get_typestore(Stores.ROS2_KILTED)
     shutil.rmtree(BAG, ignore_errors=True)
@@ -49,8 +51,11 @@ def main() -> None:
         for _ in range(10 * SECONDS):
             at_ns = BEGIN_NS + episode.now_ns
             scan, odometry = episode.scan(), episode.odometry()
-            asked = follow_gap(policy, Surroundings.of(scan, policy))
-            velocity = limit(asked, velocity, 0.1, scan, STANDING, policy).velocity
+            seen = (Seen(scan, sensor, STANDING),)
+            told = Told(velocity, 0.0, 0.1)
+            asked = follow_gap(policy, Senses(Surroundings.of(seen, policy), velocity, 0.1))
+            assert asked is not None
+            velocity = limit(asked, told, seen, policy).velocity
             if episode.now_ns % (200 * MS) == 0:
                 message = laser_scan(store.types, scan, at_ns)
                 writer.write(scans, at_ns, store.serialize_cdr(message, scans.msgtype))

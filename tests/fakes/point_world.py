@@ -1,16 +1,17 @@
-"""A tiny world of discs and walls, a robot in it, and policies that mean harm."""
+"""A tiny world of discs and walls, a robot in it, its lasers, and policies that mean harm."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from typing import Any
 
 import numpy as np
 
 from smallm_ros.core.action import STOP, Velocity
 from smallm_ros.core.envelope import approach, reach_m
 from smallm_ros.core.observation import Scan
-from smallm_ros.core.policy import Policy
+from smallm_ros.core.policy import Policy, ScanSensor
 
 BEAMS = 360
 STEP_S = 0.01
@@ -18,7 +19,10 @@ KINDS = ('noise', 'ram', 'swerve', 'bursts')
 
 
 class PointWorld:
-    """Discs and walls, a disc robot that brakes no harder than declared and acts late."""
+    """Discs and walls, a robot that brakes no harder than declared and acts late.
+
+    A polygon brakes its turns no harder than declared either; lasers are where they are mounted.
+    """
 
     def __init__(self, rng: np.random.Generator, policy: Policy) -> None:
         self.policy = policy
@@ -36,22 +40,28 @@ class PointWorld:
         steps = round(policy.robot.base_delay_ms / 10)
         self.pipe = deque([STOP] * steps, maxlen=max(1, steps))
 
-    def scan(self, stamp_ns: int) -> Scan:
-        angles = self.yaw - math.pi + 2 * math.pi / BEAMS * np.arange(BEAMS)
+    def scan(self, stamp_ns: int, sensor: ScanSensor | None = None, span_deg: int = 360) -> Scan:
+        """Look around with a beam each degree; a narrower span has its middle ahead."""
+        x0, y0, yaw = self.x, self.y, self.yaw
+        if sensor is not None:
+            x0 += sensor.mount_x_m * math.cos(yaw) - sensor.mount_y_m * math.sin(yaw)
+            y0 += sensor.mount_x_m * math.sin(yaw) + sensor.mount_y_m * math.cos(yaw)
+            yaw += math.radians(sensor.mount_yaw_deg)
+        angles = yaw - math.radians(span_deg / 2) + 2 * math.pi / BEAMS * np.arange(span_deg)
         cos, sin = np.cos(angles), np.sin(angles)
         with np.errstate(divide='ignore'):
             ranges = np.minimum(
-                np.where(cos > 0, (self.half_m - self.x) / cos, (-self.half_m - self.x) / cos),
-                np.where(sin > 0, (self.half_m - self.y) / sin, (-self.half_m - self.y) / sin),
+                np.where(cos > 0, (self.half_m - x0) / cos, (-self.half_m - x0) / cos),
+                np.where(sin > 0, (self.half_m - y0) / sin, (-self.half_m - y0) / sin),
             )
         for x, y, radius in self.discs:
-            along = (x - self.x) * cos + (y - self.y) * sin
-            across2 = (x - self.x) ** 2 + (y - self.y) ** 2 - along ** 2
+            along = (x - x0) * cos + (y - y0) * sin
+            across2 = (x - x0) ** 2 + (y - y0) ** 2 - along ** 2
             hit = (along > 0) & (across2 < radius * radius)
             depth = np.sqrt(np.maximum(radius * radius - across2, 0.0))
             ranges = np.where(hit, np.minimum(ranges, along - depth), ranges)
-        return Scan(stamp_ns, 'laser', -math.pi, 2 * math.pi / BEAMS, 0.05, 12.0,
-                    ranges.astype(np.float32))
+        return Scan(stamp_ns, 'laser', -math.radians(span_deg / 2), 2 * math.pi / BEAMS, 0.05,
+                    12.0, ranges.astype(np.float32))
 
     def move(self, command: Velocity, seconds: float) -> float:
         """Command the base and let time pass; return the metres driven."""
@@ -61,7 +71,9 @@ class PointWorld:
             goal = self.pipe.popleft()
             self.pipe.append(command)
             self.v = approach(self.v, goal.linear_x_m_s, math.inf, slower * STEP_S)
-            self.w = goal.angular_z_rad_s
+            slows = math.inf if self.policy.robot.footprint is None else (
+                self.policy.envelope.max_angular_acceleration_rad_s2 * STEP_S)
+            self.w = approach(self.w, goal.angular_z_rad_s, math.inf, slows)
             self.yaw += self.w * STEP_S
             self.x += self.v * math.cos(self.yaw) * STEP_S
             self.y += self.v * math.sin(self.yaw) * STEP_S
@@ -69,9 +81,30 @@ class PointWorld:
         return driven
 
     def clearance_m(self) -> float:
+        footprint = self.policy.robot.footprint
+        if footprint is not None:
+            return self._clearance_of_m(np.array(footprint))
         walls = self.half_m - max(abs(self.x), abs(self.y))
         discs = [math.hypot(x - self.x, y - self.y) - r for x, y, r in self.discs]
         return min([walls, *discs]) - self.policy.robot.radius_m
+
+
+    def _clearance_of_m(self, corners: np.ndarray[Any, Any]) -> float:
+        cos, sin = math.cos(self.yaw), math.sin(self.yaw)
+        turned = corners @ np.array([[cos, sin], [-sin, cos]]) + (self.x, self.y)
+        walls = self.half_m - float(np.abs(turned).max())
+        discs = [outside_m(turned, (x, y)) - r for x, y, r in self.discs]
+        return min([walls, *discs])
+
+
+def outside_m(corners: np.ndarray[Any, Any], point: tuple[float, float]) -> float:
+    """Return the distance of a point from a convex polygon, counter-clockwise; 0 inside."""
+    sides = np.roll(corners, -1, axis=0) - corners
+    way = np.asarray(point) - corners
+    if bool((sides[:, 0] * way[:, 1] - sides[:, 1] * way[:, 0] >= 0).all()):
+        return 0.0
+    along = np.clip((way * sides).sum(axis=1) / (sides ** 2).sum(axis=1), 0.0, 1.0)
+    return float(np.hypot(*(way - along[:, None] * sides).T).min())
 
 
 def wild(rng: np.random.Generator, kind: str, tick: int, held: Velocity) -> Velocity:

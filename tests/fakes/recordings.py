@@ -36,7 +36,7 @@ actions:
   forward: {description: drive ahead, twist: {linear_x_m_s: 0.1}}
 decision: {rate_hz: 2, budget_ms: 300, max_observation_age_ms: 2000}
 envelope: {max_forward_m_s: 0.2, max_turn_rad_s: 1, max_acceleration_m_s2: 1,
-           max_deceleration_m_s2: 1, max_angular_acceleration_rad_s2: 2, obstacle_sensor: scan}
+           max_deceleration_m_s2: 1, max_angular_acceleration_rad_s2: 2, obstacle_sensors: [scan]}
 """
 
 

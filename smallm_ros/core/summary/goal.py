@@ -15,16 +15,21 @@ def text(goal: Goal, odometry: Odometry | None) -> str:
         return 'bearing unknown, no odometry'
     if goal.frame_id != odometry.frame_id:
         return f'bearing unknown, given in frame {goal.frame_id[:32]}'
-    dx, dy = goal.x_m - odometry.x_m, goal.y_m - odometry.y_m
-    distance = math.hypot(dx, dy)
+    bearing, distance = from_robot(goal, odometry)
     if not math.isfinite(distance):
         return 'not a finite pose'
     if distance < REACHED_M:
         return 'reached'
-    bearing = math.degrees(
-        math.remainder(math.atan2(dy, dx) - odometry.yaw_rad, 2 * math.pi)
-    )
-    return f'{distance:.1f} m {_direction(bearing)}'
+    return f'{distance:.1f} m {_direction(math.degrees(bearing))}'
+
+
+def from_robot(goal: Goal, odometry: Odometry) -> tuple[float, float]:
+    """Return bearing and distance, radians and metres; both NaN unless all is finite."""
+    dx, dy = goal.x_m - odometry.x_m, goal.y_m - odometry.y_m
+    distance = math.hypot(dx, dy)
+    if not (math.isfinite(distance) and math.isfinite(odometry.yaw_rad)):
+        return math.nan, math.nan
+    return math.remainder(math.atan2(dy, dx) - odometry.yaw_rad, 2 * math.pi), distance
 
 
 def _direction(bearing_deg: float) -> str:

@@ -1,0 +1,1 @@
+"""Real faults, injected into real processes over DDS, and what the gate made of each."""
