@@ -145,3 +145,18 @@ def test_a_base_that_coasts_does_not_stand_whatever_it_was_told() -> None:
     assert not driven.standing(SECOND, Inputs(ros_now_ns=SECOND))
     driven.tell(SECOND + PERIOD_NS, STOP, 0.0)
     assert driven.standing(SECOND + PERIOD_NS, Inputs(ros_now_ns=SECOND))
+
+
+def test_a_base_that_is_told_to_stop_without_a_ramp_is_still_rolling() -> None:
+    run = driving(auto_arm=True)
+    steps(run, 40)
+    gate, rules = run.robot.gate, POLICY.envelope
+    before_m_s = gate._driven.velocity.linear_x_m_s
+    assert before_m_s > 0.1
+    inject(run, 'estop')
+    while gate.state is not State.ESTOP_LATCHED:
+        before_m_s = gate._driven.velocity.linear_x_m_s
+        run.step()
+    assert gate._driven.velocity == STOP
+    braked_m_s = rules.max_deceleration_m_s2 * PERIOD_NS / SECOND
+    assert gate._driven.coasting_m_s == pytest.approx(before_m_s - braked_m_s)
