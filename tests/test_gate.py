@@ -1704,3 +1704,7 @@ def test_the_invariants_hold_in_any_story() -> None:
         max_examples=30, stateful_step_count=40, deadline=None,
         suppress_health_check=list(HealthCheck),
     ))
+
+
+def test_without_a_scan_nothing_was_seen() -> None:
+    assert Driven(POLICY).seen(SECOND, Inputs(ros_now_ns=None)) is None

@@ -131,6 +131,11 @@ def _wake_worker(system: System) -> None:
 
 def _gate_stands(system: System, began_ns: int) -> int | None:
     system.pause(BASE_STOPS_MS / 1000 + 0.25)
+    for _ in range(20):
+        # Longer than it may take: on a busy machine late is told from never.
+        if system.stood_ns(began_ns) is not None:
+            break
+        system.pause(0.1)
     return system.stood_ns(began_ns)
 
 
