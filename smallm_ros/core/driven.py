@@ -53,9 +53,9 @@ class Driven:
         out = []
         for name in self._policy.envelope.obstacle_sensors:
             received, sensor = inputs.sensors.get(name), self._policy.sensors[name]
-            if received is None:
+            if received is None or not isinstance(received.fields, Scan):
                 return None
-            assert isinstance(sensor, ScanSensor) and isinstance(received.fields, Scan)
+            assert isinstance(sensor, ScanSensor)
             since = self._since(now_ns, received, inputs, stretch)
             out.append(Seen(received.fields, sensor, since))
         return tuple(out)

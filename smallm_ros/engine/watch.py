@@ -263,6 +263,3 @@ def _ending_text(exit_code: int) -> str:
         return f'died of {signal.Signals(-exit_code).name}'
     except ValueError:
         return f'died of signal {-exit_code}'
-
-
-# --- carrying it out ----------------------------------------------------------------------------

@@ -63,8 +63,6 @@ class Limits:
         self._node = node
         self.policy = changed(policy, given)
         """The policy with the limits that hold now."""
-        self.generation = 1
-        """Grows with every set that was taken."""
         self.refused = 0
 
     def follow(self, retune: Callable[[Policy], str]) -> None:
@@ -90,5 +88,4 @@ class Limits:
         why = retune(policy)
         if not why:
             self.policy = policy
-            self.generation += 1
         return why

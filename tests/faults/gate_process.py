@@ -12,8 +12,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,7 @@ def entry() -> int:
     if options.open_files:
         import resource
         resource.setrlimit(resource.RLIMIT_NOFILE, (options.open_files, options.open_files))
-    make: Callable[[], WatchdogNode] = lambda: LoggedNode(  # noqa: E731
-        options.log, PROFILES[options.dwells])
-    return main([sys.argv[0], *ros], make)
+    return main([sys.argv[0], *ros], partial(LoggedNode, options.log, PROFILES[options.dwells]))
 
 
 def read(text: bytes) -> list[dict[str, Any]]:

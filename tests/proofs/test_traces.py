@@ -36,7 +36,7 @@ def test_any_faults_in_any_order_break_nothing_and_it_drives_again() -> None:
     assert all(tally.states[state] for state in State)
 
 
-def test_a_healthy_hour_has_no_trip() -> None:
+def test_three_healthy_minutes_have_no_trip() -> None:
     tally = traces.healthy(0, seconds=180)
     assert (tally.trips, tally.failures) == (0, [])
     assert tally.steps > 3_600
