@@ -65,7 +65,7 @@ class Story:
         self.worker: Process = WORKER
         self.dead: set[Process] = set()
         self.publishers: int | None = 1
-        self.estop = self.estop_silent = False
+        self.estop = self.estop_silent = self.estop_never = False
         self.silent: set[str] = {'wheels', 'goal'}  # the optional ones never spoke
         self.status_silent = False
         self.deciding = True
@@ -146,7 +146,8 @@ class Story:
         out = self.gate.step(now_ns, Inputs(
             ros_now_ns=self.ros_ns, sensors=dict(self.newest), command=self.command,
             status=self.status, dead=frozenset(self.dead), estop=self.estop,
-            estop_silent=self.estop_silent, publishers=self.publishers,
+            estop_silent=self.estop_silent, estop_never=self.estop_never,
+            publishers=self.publishers,
             simulated=self.simulated, **edges,
         ))
         self.outputs.append(out)
@@ -293,6 +294,7 @@ GUARDS: list[tuple[str, Callable[[Story], None], State, Cause]] = [
     ('three answers are missed', change(misses=3), State.FALLBACK, Cause.ANSWERS_MISSED),
     ('the emergency stop', change(estop=True), State.ESTOP_LATCHED, Cause.ESTOP),
     ('its source is silent', change(estop_silent=True), State.ESTOP_LATCHED, Cause.ESTOP_SILENT),
+    ('its source never spoke', change(estop_never=True), State.SAFE_STOP, Cause.ESTOP_NEVER),
     ('a second publisher', change(publishers=2), State.FAULT_LATCHED, Cause.SECOND_PUBLISHER),
 ]
 
@@ -968,7 +970,7 @@ def test_a_broken_invariant_latches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def heal(story: Story) -> None:
     story.silent = {'wheels', 'goal'}
-    story.status_silent = story.estop = story.estop_silent = False
+    story.status_silent = story.estop = story.estop_silent = story.estop_never = False
     story.deciding, story.ros_rate, story.status_with, story.command_with = True, 1.0, {}, {}
     story.dead.clear()
     story.publishers = 1
@@ -1586,7 +1588,7 @@ class AnyStory(RuleBasedStateMachine):
         """All is well for long enough to come back as far as that goes by itself."""
         story = self.story
         story.silent = {'wheels', 'goal'}
-        story.status_silent = story.estop = story.estop_silent = False
+        story.status_silent = story.estop = story.estop_silent = story.estop_never = False
         story.deciding, story.ros_rate, story.status_with, story.command_with = True, 1.0, {}, {}
         story.stamp_offset_ns = {}
         story.dead.discard(story.node)

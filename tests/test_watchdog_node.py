@@ -7,6 +7,7 @@ import json
 import math
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -325,6 +326,15 @@ def test_arm_estop_and_reset_by_their_topics_and_services(world: World) -> None:
 
 def test_a_required_estop_source_that_is_silent_stops(world: World) -> None:
     with watchdog(estop_required=True):
+        world.wait(lambda: world.applied and world.applied[-1].cause == 'estop_never',
+                   'that it was never heard')
+        world.turn(1500)
+        assert {applied.state for applied in world.applied} == {State.STANDBY.value}
+
+        def leaves_standby() -> bool:
+            world.estop.publish(Bool(data=False))
+            return world.applied[-1].state != State.STANDBY.value
+        world.wait(leaves_standby, 'another state than STANDBY')
         assert world.wait_for(State.ESTOP_LATCHED).cause == 'estop_silent'
 
 
@@ -752,6 +762,39 @@ def test_a_process_that_ends_is_seen_and_a_reused_pid_is_another() -> None:
         watch.watch((child.pid, ticks))
         assert (child.pid, ticks) in watch.dead()
     watch.close()
+
+
+LARGE = (sys.executable, '-c', 'import time; kept = b"1" * (400 << 20); time.sleep(60)')
+
+
+def wait_for_pages(pid: int, count: int) -> None:
+    end_ns = steady.now_ns() + 20 * SECOND
+    while int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * resource.getpagesize() < count:
+        assert steady.now_ns() < end_ns
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGABRT])
+def test_a_death_is_seen_before_the_memory_is_taken_down(number: signal.Signals) -> None:
+    for _ in range(5):  # this process may be away for just that long
+        watch = ProcessWatch()
+        with process(*LARGE) as child:
+            wait_for_pages(child.pid, 400 << 20)
+            ticks = start_ticks(child.pid)
+            assert ticks is not None
+            watch.watch((child.pid, ticks))
+            assert watch.dead() == frozenset()
+            pidfd = os.pidfd_open(child.pid)
+            child.send_signal(number)
+            end_ns = steady.now_ns() + 5 * SECOND
+            while not watch.dead():
+                assert steady.now_ns() < end_ns
+            early = not select.select([pidfd], [], [], 0)[0]
+            os.close(pidfd)
+            child.wait()
+        watch.close()
+        if early:
+            return
+    pytest.fail('seen no sooner than by the pidfd, five times')
 
 
 def test_many_processes_leave_few_descriptors() -> None:

@@ -51,6 +51,10 @@ _STEP_M = 0.1
 """The least free way for which turning to it is worth while."""
 
 
+_BLIND: tuple[FallbackKind, ...] = ('stop', 'decelerate')
+"""Those that look at nothing and always have what they need."""
+
+
 @dataclass(frozen=True, slots=True)
 class Senses:
     """What a fallback may know in one control period; None is what is not fit."""
@@ -69,6 +73,11 @@ def choose(policy: Policy, senses: Senses) -> tuple[FallbackKind, Velocity]:
     """Return the first fallback of the ladder that has what it needs, and what it asks for."""
     offers = ((kind, _ASK[kind](policy, senses)) for kind in policy.fallback.ladder)
     return next((kind, asked) for kind, asked in offers if asked is not None)
+
+
+def looks(policy: Policy) -> bool:
+    """Whether a fallback of the ladder may need scans; sorting them is most of its time."""
+    return policy.fallback.ladder[0] not in _BLIND
 
 
 def goal_ahead(policy: Policy, now_ns: int, inputs: Inputs) -> tuple[float, float] | None:

@@ -39,6 +39,7 @@ class Cause(str, enum.Enum):
     ESTOP_SILENT = 'estop_silent'
     EXCEPTION = 'exception'
     OWN_GAP = 'own_gap'
+    ESTOP_NEVER = 'estop_never'
     CLOCK_ABSENT = 'clock_absent'
     CLOCK_JUMP = 'clock_jump'
     SENSOR_NEVER = 'sensor_never'
@@ -87,6 +88,7 @@ RESPONSES: Mapping[Cause, Response] = MappingProxyType({
     Cause.ESTOP_SILENT: Response.ESTOP,
     Cause.EXCEPTION: Response.SAFE_STOP,
     Cause.OWN_GAP: Response.SAFE_STOP,
+    Cause.ESTOP_NEVER: Response.SAFE_STOP,
     Cause.CLOCK_ABSENT: Response.SAFE_STOP,
     Cause.CLOCK_JUMP: Response.SAFE_STOP,
     Cause.SENSOR_NEVER: Response.SAFE_STOP,

@@ -37,9 +37,12 @@ _WORDS: Mapping[Cause, tuple[str, str]] = MappingProxyType({
         f'{DWELLS.engine_deaths} deaths of the engine in {_s(DWELLS.engine_death_window_ns)}',
         'never'),
     Cause.ESTOP: ('the emergency stop is asserted', 'released'),
-    Cause.ESTOP_SILENT: ('its source is silent, where `estop_required`', 'heard again, released'),
+    Cause.ESTOP_SILENT: (
+        'its source is silent for 1 s, where `estop_required`', 'heard again, released'),
     Cause.EXCEPTION: ('a step raised', 'the next step does not'),
     Cause.OWN_GAP: ('the watchdog itself was away for more than 3 periods', 'the next step'),
+    Cause.ESTOP_NEVER: (
+        'its source has not spoken since the start, where `estop_required`', 'it speaks'),
     Cause.CLOCK_ABSENT: ('no ROS time yet', 'the first `/clock`'),
     Cause.CLOCK_JUMP: (
         f'ROS time went back, or ahead by more than {_s(DWELLS.clock_jump_ns)}',

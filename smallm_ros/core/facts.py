@@ -49,6 +49,9 @@ class Inputs:
     """Those processes named by statuses that have ended."""
     estop: bool = False
     estop_silent: bool = False
+    """Whether its source, which must not be, is silent; it spoke before."""
+    estop_never: bool = False
+    """Whether its source, which must, has not spoken yet."""
     publishers: int | None = None
     """Publishers on the output topic, this one among them; None before the graph was read."""
     arm: bool = False

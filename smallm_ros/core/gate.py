@@ -382,7 +382,8 @@ class Gate:
             if command is self._driven_by:  # a shadow answer drives nothing
                 held = asked
         # Obstacle sensors are required ones: were one not fit, the state would be SAFE_STOP.
-        seen = self._driven.seen(now_ns, inputs, self._guards.stretch)
+        seen = (self._driven.seen(now_ns, inputs, self._guards.stretch)
+                if baseline.looks(self._policy) else None)
         kind, asked = baseline.choose(self._policy, Senses(
             around=None if seen is None else Surroundings.of(seen, self._policy),
             previous=self._driven.velocity,

@@ -55,6 +55,9 @@ class Guards:
             findings.append(Finding(Cause.ESTOP, 'emergency stop asserted'))
         if inputs.estop_silent:
             findings.append(Finding(Cause.ESTOP_SILENT, 'the emergency stop\'s source is silent'))
+        if inputs.estop_never:
+            findings.append(Finding(
+                Cause.ESTOP_NEVER, 'the emergency stop\'s source has not spoken'))
         if inputs.publishers is not None and inputs.publishers > 1:
             # One that was there first is perhaps what discovery still lists of a killed watchdog.
             cause = Cause.PUBLISHER_STANDING if standby else Cause.SECOND_PUBLISHER

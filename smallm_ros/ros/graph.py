@@ -32,10 +32,13 @@ class Graph:
         self.wrong: tuple[str, ...] = ()
         """What else is not as it should be, in words."""
 
+    def count(self) -> None:
+        """Count who publishes on the output topic; may block."""
+        self.publishers = self._node.count_publishers(self._output.topic_name)
+
     def look(self) -> None:
         """Look around; may block."""
         node, topic = self._node, self._output.topic_name
-        self.publishers = node.count_publishers(topic)
         there = sorted(_whose(each) for each in node.get_publishers_info_by_topic(topic))
         own = node.get_fully_qualified_name()
         if own in there:

@@ -67,6 +67,8 @@ ESTOP_SILENT_NS = SECOND
 ESTOP_DEPTH = 10
 """With 1 a release would overwrite a press between two looks; every look takes them all."""
 SIDE_PERIOD_S = 1.0
+COUNT_PERIOD_S = 0.2
+"""How often it is counted who publishes on the output topic."""
 SWITCH_S = 0.0005
 """How long a side thread's Python may make the loop wait; the interpreter's own is 5 ms."""
 FAREWELLS = 3
@@ -140,7 +142,7 @@ class WatchdogNode(Node):
         self._processes = ProcessWatch()
         self._heard = Heard(policy)
         self._estop = False
-        self._estop_heard_ns = steady.now_ns()
+        self._estop_heard_ns: int | None = None
         self._ticks = 0
         self._exceptions = 0
         self._broken = 0
@@ -266,8 +268,10 @@ class WatchdogNode(Node):
             dead=self._processes.dead(),
             estop=self._estop or any(pressed),
             estop_silent=(
-                self._estop_required and now_ns - self._estop_heard_ns > ESTOP_SILENT_NS
+                self._estop_required and self._estop_heard_ns is not None
+                and now_ns - self._estop_heard_ns > ESTOP_SILENT_NS
             ),
+            estop_never=self._estop_required and self._estop_heard_ns is None,
             publishers=self._graph.publishers,
             arm=edges['arm'],
             reset=edges['reset'],
@@ -317,8 +321,13 @@ class WatchdogNode(Node):
     def _tell_people(self) -> None:
         """Side thread: the graph, ~/state and /diagnostics, all of which may block."""
         said = ''
-        while not self._ended.wait(SIDE_PERIOD_S):
+        told_s = steady.now_ns() / SECOND
+        while not self._ended.wait(COUNT_PERIOD_S):
             try:
+                self._graph.count()
+                if steady.now_ns() / SECOND - told_s < SIDE_PERIOD_S:
+                    continue
+                told_s = steady.now_ns() / SECOND
                 self._graph.look()
                 state = self._state_now()
                 self._state.publish(String(data=json.dumps(state, allow_nan=False)))

@@ -34,8 +34,8 @@ TICK_MS = 100.0
 """T + X: what is seen in the very next tick."""
 NEXT_ANSWER_MS = 650.0
 """A decision period, its budget, and a tick with its lateness: one answer that does not come."""
-GRAPH_MS = 2100.0
-"""Two looks at the graph, which a side thread takes each second, and a tick."""
+GRAPH_MS = 3300.0
+"""Discovery, which repeats itself each 3 s by Fast DDS' default, a count each 200 ms, a tick."""
 STAND_MS = 850.0
 """A sensor's limit, a tick, and the brakes."""
 BASE_STOPS_MS = 550.0
@@ -50,12 +50,15 @@ NODE = ENGINE | {'node_dead', 'status_silent', 'status_never', 'session_new', 's
                  'node_inactive', 'publisher_standing'}
 SENSORS = ENGINE | {'sensor_never', 'sensor_stale', 'sensor_stamp', 'sensor_frozen'}
 CLOCK = SENSORS | {'clock_absent', 'clock_jump', 'clock_paused', 'clock_fast'}
-START = NODE | SENSORS | {'clock_absent', 'estop_silent', 'none'}
+BUSY = NODE | SENSORS | {'own_gap', 'estop_silent'}
+"""What a machine that is too busy may bring about."""
+START = NODE | SENSORS | {'clock_absent', 'estop_never', 'estop_silent', 'none'}
 """What a gate that has just been started may miss."""
 
 
 STARTING = {'STANDBY', 'ESTOP_LATCHED'}
-"""Where a gate without its sensors stays. It latches where the e-stop is heard too late."""
+"""Where a gate without its sensors stays. It latches where the e-stop was heard and then was not,
+as when the middleware stumbles over a process that was killed."""
 
 
 def _nothing(system: System) -> None:
@@ -357,6 +360,14 @@ def _refuses(node: str, **parameters: object) -> Callable[[System], int]:
     return inject
 
 
+def _loops(system: System) -> int:
+    at_ns = system.spoil(jump_ns=-3 * SECOND)
+    for _ in range(3):
+        system.pause(1.0)
+        system.spoil(jump_ns=-3 * SECOND)
+    return at_ns
+
+
 JUMP = frozenset({'clock_jump'})
 CLOCKS = (
     _clock('paused', {'factor': 0.0}, CLOCK, leaves=None, stands=True, limit_ms=STAND_MS,
@@ -365,6 +376,8 @@ CLOCKS = (
     _clock('10x', {'factor': 10.0}, CLOCK, leaves=None, limit_ms=None, hold_s=2.0),
     _clock('jumps 5 s ahead', {'jump_ns': 5 * SECOND}, JUMP | STAMP, limit_ms=TICK_MS),
     _clock('jumps 3 s back', {'jump_ns': -3 * SECOND}, JUMP | STAMP, limit_ms=TICK_MS),
+    Fault('clock of a bag that loops', _loops, JUMP | STAMP, undo=System.heal, after=CLOCK,
+          simulated=True, limit_ms=TICK_MS),
     Fault('clock of two publishers', _intrudes('clock'), CLOCK, undo=_leaves_alone,
           after=CLOCK, simulated=True, limit_ms=2 * TICK_MS),
     Fault('clock never started', _no_clock, START, undo=System.heal, after=CLOCK | START,
@@ -385,9 +398,34 @@ def _tightens(system: System) -> int:
     return at_ns
 
 
+def _swaps_under_load(system: System) -> int:
+    at_ns = _intrudes('hogs', 2 * (os.cpu_count() or 1))(system)
+    for most in (0.3, 0.28, 0.26, 0.24, 0.22, 0.2, 0.18, 0.15):
+        answer = system.order(node='watchdog_node', parameters={
+            'limits.max_forward_m_s': most, 'limits.max_turn_rad_s': 2 * most})
+        assert answer['ok'], answer
+    system.pause(0.5)
+    return at_ns
+
+
+def _leaves_and_starts(system: System) -> None:
+    _leaves_alone(system)
+    system.start_gate()
+
+
 def _keeps_to_it(system: System, began_ns: int) -> list[str]:
     fast = [row['linear_x_m_s'] for row in system.since(began_ns + SECOND // 2)]
     return [f'{max(fast):g} m/s under a limit of 0.15'] if max(fast) > 0.1501 else []
+
+
+def _ends_slow(system: System, began_ns: int) -> list[str]:
+    fast = [row['linear_x_m_s'] for row in system.since(steady.now_ns() - SECOND // 2)]
+    return [f'{max(fast):g} m/s under a limit of 0.15'] if max(fast) > 0.1501 else []
+
+
+def _dropped(system: System, began_ns: int) -> list[str]:
+    rows = system.since(began_ns)
+    return [] if rows[-1]['dropped'] > rows[0]['dropped'] else ['none of it arrived']
 
 
 def _latches(state: str, cause: str) -> Callable[[System, int], list[str]]:
@@ -410,13 +448,17 @@ MIDDLEWARE = (
     Fault('50 killed DDS processes', _dies_often, frozenset(), undo=_leaves_alone,
           leaves=False, limit_ms=None),
     Fault('garbage on the topics, as often', _intrudes('garbage', 1), NODE, undo=_leaves_alone,
-          **UNHARMED),
+          **UNHARMED, check=_dropped),
     Fault('garbage on the topics, 10x', _intrudes('garbage', 10), NODE, undo=_leaves_alone,
-          **UNHARMED),
-    Fault('64 MB on the topics', _intrudes('huge', 64 << 20), NODE, undo=_leaves_alone,
-          **UNHARMED),
+          **UNHARMED, check=_dropped),
+    Fault('16 MB on the topics', _intrudes('huge', 16 << 20), NODE, undo=_leaves_alone,
+          **{**UNHARMED, 'hold_s': 3.0}, check=_dropped),
+    Fault('64 MB on the topics', _intrudes('huge', 64 << 20), BUSY, undo=_leaves_alone,
+          **{**UNHARMED, 'hold_s': 6.0}, check=_dropped),
     Fault('parameter tightened', _tightens, frozenset(), undo=System.start_gate, leaves=False,
           after=START, limit_ms=None, hold_s=0.8, check=_keeps_to_it),
+    Fault('parameters swapped under load', _swaps_under_load, BUSY, undo=_leaves_and_starts,
+          leaves=None, after=BUSY | START, limit_ms=None, hold_s=0.8, check=_ends_slow),
     Fault('parameter NaN', _refuses('watchdog_node', limits__max_forward_m_s=math.nan),
           frozenset(), leaves=False, limit_ms=None),
     Fault('parameter loosened in motion', _refuses('watchdog_node', limits__max_forward_m_s=1.0),
@@ -513,8 +555,9 @@ def _no_space(system: System) -> int:
     return steady.now_ns()
 
 
+LEFT_BYTES = 1 << 30
+"""What somebody who takes all memory leaves; less, and the kernel kills one of us all."""
 PIPE, DESCRIPTORS = _BlockedPipe(), _FewDescriptors()
-BUSY = NODE | SENSORS | {'own_gap', 'estop_silent'}
 OWN = (
     Fault('gate STOP 1 s', _stop_gate, frozenset({'own_gap', 'clock_jump', 'estop_silent'}),
           gaps=True,
@@ -527,6 +570,8 @@ OWN = (
     Fault('load 2x', _intrudes('hogs', 2 * (os.cpu_count() or 1)), BUSY, undo=_leaves_alone,
           after=BUSY, leaves=None, limit_ms=None, hold_s=3.0),
     Fault('load 4x', _intrudes('hogs', 4 * (os.cpu_count() or 1)), BUSY, undo=_leaves_alone,
+          after=BUSY, leaves=None, limit_ms=None, hold_s=3.0),
+    Fault('memory pressure', _intrudes('memory', LEFT_BYTES), BUSY, undo=_leaves_alone,
           after=BUSY, leaves=None, limit_ms=None, hold_s=3.0),
     Fault('no space for records', _no_space, frozenset(), undo=System.start_policy_node,
           leaves=False, limit_ms=None, hold_s=1.5),
@@ -580,6 +625,21 @@ def _presses_in(state: str, before: Callable[[System], int]) -> Callable[[System
     return inject
 
 
+def _press_when_latched(system: System) -> int:
+    system.until_state('FAULT_LATCHED', _raises(3)(system))
+    return _press(system)
+
+
+def _stays_latched(system: System, began_ns: int) -> list[str]:
+    states = {row['state'] for row in system.since(began_ns)}
+    return [] if states == {'FAULT_LATCHED'} else [f'it was in {sorted(states)}']
+
+
+def _never_heard(system: System) -> int:
+    system.spoil(estop='silent')
+    return _starts_gate(system)
+
+
 def _degrades(system: System) -> int:
     # One answer that does not come; the next ones do.
     return system.script({'delay_ns': 10 * DELAY_NS}, *[{'leaf': 1, 'delay_ns': DELAY_NS}] * 9)
@@ -617,6 +677,11 @@ ESTOP = (
     *(Fault(f'estop in {state}', _presses_in(state, before), START | PRESSED,
             undo=_heals_all, limit_ms=TICK_MS, after=START | PRESSED, detect=_latched_ns,
             check=_stays) for state, before in IN_STATES),
+    Fault('estop in FAULT_LATCHED', _press_when_latched, frozenset({'exceptions'}),
+          undo=System.heal, limit_ms=None, leaves=None, after=START | {'exception', 'exceptions'},
+          hold_s=1.0, check=_stays_latched),
+    Fault('estop never heard', _never_heard, START, undo=System.heal, limit_ms=None, after=START,
+          hold_s=1.5, check=_only_started),
     Fault('estop flapping', _spoils(estop='flap'), PRESSED, undo=System.heal, limit_ms=TICK_MS,
           hold_s=1.0, check=_stays),
     Fault('estop silent', _spoils(estop='silent'), frozenset({'estop_silent'}), undo=System.heal,

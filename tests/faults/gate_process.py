@@ -20,6 +20,7 @@ from typing import Any
 from smallm_ros import steady
 from smallm_ros.core.cause import Dwells
 from smallm_ros.core.clock import MS
+from smallm_ros.ros.heard import Heard
 from smallm_ros.ros.watchdog_node import WatchdogNode, main
 
 SHORT = replace(
@@ -37,13 +38,15 @@ PROFILES = {'short': SHORT, 'shipped': Dwells()}
 class _Log:
     """A publisher that writes down what it published, and when."""
 
-    def __init__(self, publisher: Any, path: Path) -> None:
+    def __init__(self, publisher: Any, path: Path, heard: Heard) -> None:
         self._publisher = publisher
+        self._heard = heard
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def publish(self, message: Any) -> None:
         self._publisher.publish(message)
-        row = f'{{"published_ns":{steady.now_ns()},{message.data[1:]}\n'
+        row = (f'{{"published_ns":{steady.now_ns()},"dropped":{self._heard.dropped},'
+               f'{message.data[1:]}\n')
         os.write(self._fd, row.encode())
 
     def __getattr__(self, name: str) -> Any:
@@ -55,7 +58,7 @@ class LoggedNode(WatchdogNode):
 
     def __init__(self, log: Path, dwells: Dwells) -> None:
         super().__init__(dwells=dwells)
-        self._applied = _Log(self._applied, log)
+        self._applied = _Log(self._applied, log, self._heard)
         self._raise = 0
         signal.signal(signal.SIGUSR1, self._order)
 

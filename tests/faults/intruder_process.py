@@ -6,11 +6,14 @@ It prints one line of JSON once it is at work, and stays until it is ended.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import mmap
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import rclpy
@@ -121,6 +124,33 @@ def hogs(count: int) -> None:
     until_killed()
 
 
+def memory(left: int) -> None:
+    """Take all memory but so much, and go on writing to it; the first that the kernel kills."""
+    Path('/proc/self/oom_score_adj').write_text('1000', encoding='ascii')
+    blocks = []
+    while (free := available()) > left:
+        block = mmap.mmap(-1, min(256 << 20, free - left + mmap.PAGESIZE))
+        block.madvise(mmap.MADV_HUGEPAGE)
+        blocks.append(block)
+        touch(block)
+    say(taken=sum(map(len, blocks)))
+    turn = itertools.cycle(blocks)
+    until_killed(lambda: touch(next(turn)), 10 * MS)
+
+
+def touch(block: mmap.mmap) -> None:
+    for at in range(0, len(block), mmap.PAGESIZE):
+        block[at] = 1
+
+
+def available() -> int:
+    """Return MemAvailable in bytes, proc(5)."""
+    for line in Path('/proc/meminfo').read_text(encoding='ascii').splitlines():
+        if line.startswith('MemAvailable:'):
+            return int(line.split()[1]) << 10
+    raise AssertionError('no MemAvailable')
+
+
 def main() -> None:
     """Do what the first word says."""
     kind, number = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0
@@ -128,6 +158,8 @@ def main() -> None:
         hogs(number)
     if kind == 'dead':
         dead(number)
+    if kind == 'memory':
+        memory(number)
     rclpy.init()
     if kind == 'namesakes':
         namesakes()

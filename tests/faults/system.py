@@ -363,7 +363,7 @@ class System:
         return self.order(call=what)
 
     def until_holding(self, since_ns: int) -> None:
-        """Wait until the gate is in HOLD; reset it where the e-stop was heard too late."""
+        """Wait until the gate is in HOLD; reset it where it latched before it was there."""
         def holds() -> bool:
             state = self.rows[-1]['state'] if self.since(since_ns) else ''
             if state == 'ESTOP_LATCHED':

@@ -346,6 +346,8 @@ FAULTS: dict[str, Fault] = {fault.name: fault for fault in [
           frozenset({C.ESTOP}), lambda params: params['every'] * T_MS),
     Fault('estop source silent', _phased(_nothing), _flags(estop_silent=True),
           frozenset({C.ESTOP_SILENT})),
+    Fault('estop source never', _nothing, _flags(estop_never=True), frozenset({C.ESTOP_NEVER}),
+          fresh=True),
     Fault('own gap', lambda rng: {'ns': 3 * PERIOD_NS + 1 + rng.randrange(5 * SECOND)}, _gap,
           frozenset({C.OWN_GAP})),
     Fault('own gap borne', lambda rng: {'ns': PERIOD_NS + rng.randrange(2 * PERIOD_NS)}, _gap,

@@ -131,6 +131,7 @@ MUTANTS: list[Mutant] = [
          'or now_ns - last_ns < most_ns:'),
         ('the emergency stop is not heard', 'if inputs.estop:', 'if False:'),
         ('a silent source of the emergency stop', 'if inputs.estop_silent:', 'if False:'),
+        ('an emergency stop that never was', 'if inputs.estop_never:', 'if False:'),
         ('a third publisher', 'inputs.publishers > 1:', 'inputs.publishers > 2:'),
         ('a second publisher is waited for', 'cause = Cause.PUBLISHER_STANDING if standby else',
          'cause = Cause.PUBLISHER_STANDING if True else'),

@@ -123,6 +123,7 @@ class Oracle:
             self._expect(out.state is S.FAULT_LATCHED, 'second publisher', out.state)
         driving = out.state in (S.ACTIVE, S.DEGRADED, S.FALLBACK)
         if driving:
+            self._expect(not inputs.estop_never, 'an emergency stop that never was', inputs)
             self._expect(robot.since_ns <= 3 * PERIOD_NS, 'own gap', robot.since_ns)
             for name in ('scan', 'odom'):
                 received = inputs.sensors.get(name)

@@ -174,7 +174,7 @@ class Robot:
         self.phase_ns: int | None = None
         self.sensor_faults: dict[str, tuple[str, float]] = {}
         self.clock_rate, self.clock_absent = 1.0, False
-        self.estop = self.estop_silent = False
+        self.estop = self.estop_silent = self.estop_never = False
         self.flapping = 0
         self.publishers: int | None = 1
         self.status_with: dict[str, Any] = {}
@@ -267,7 +267,8 @@ class Robot:
             ros_now_ns=ros_now_ns, simulated=self.setting.simulated,
             sensors=dict(self.newest), command=self.command, status=self.status,
             dead=frozenset(self.dead), estop=self.estop,
-            estop_silent=self.estop_silent, publishers=self.publishers,
+            estop_silent=self.estop_silent, estop_never=self.estop_never,
+            publishers=self.publishers,
             arm=edges.arm, reset=edges.reset,
         )
         self.excepted = self.raises > 0

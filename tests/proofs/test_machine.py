@@ -172,8 +172,9 @@ def test_no_cause_demands_less_than_the_design_says() -> None:
     least = {
         Response.FAULT: 'invariant exceptions second_publisher engine_deaths',
         Response.ESTOP: 'estop estop_silent',
-        Response.SAFE_STOP: 'exception own_gap clock_absent clock_jump sensor_never sensor_stale '
-                            'sensor_stamp publisher_standing node_inactive session_new',
+        Response.SAFE_STOP: 'exception own_gap estop_never clock_absent clock_jump sensor_never '
+                            'sensor_stale sensor_stamp publisher_standing node_inactive '
+                            'session_new',
         Response.FALLBACK: 'worker_dead node_dead engine_stalled host_foreign status_never '
                            'status_silent engine_failed engine_absent engine_loading '
                            'answers_missed command_never command_silent',

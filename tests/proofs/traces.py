@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from smallm_ros.core.cause import WELL, Response
+from smallm_ros.core.cause import RESPONSES, WELL, Response
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.gate import TABLE, Output, State
 from tests.proofs.faults import FAULTS, Params, apply
@@ -233,6 +233,28 @@ def inject(run: Run, name: str, rng: random.Random) -> bool:
 # --- all classes, in any order --------------------------------------------------------------
 
 WANDERED = sorted(FAULTS)
+BY_RESPONSE = {
+    response: [name for name in WANDERED if response is max(
+        (RESPONSES[cause] for cause in FAULTS[name].causes), default=Response.NONE)]
+    for response in Response
+}
+MEETING_TICKS = 12
+
+
+def meet(run: Run, rng: random.Random) -> None:
+    """Let one class come when another has just led somewhere and is over.
+
+    Both are drawn by what they demand, so that rare rows of the table are taken too.
+    """
+    kinds = [response for response, names in BY_RESPONSE.items() if names]
+    first, second = (rng.choice(BY_RESPONSE[rng.choice(kinds)]) for _ in range(2))
+    for name in (first, second):
+        run.apply('heal', {})
+        run.apply(name, FAULTS[name].draw(rng))
+        run.tally.injected[name] += 1
+        for _ in range(MEETING_TICKS):
+            if run.step().state is not State.ACTIVE and name is first:
+                break
 
 
 def wander(seed: int, ticks: int = WANDER_TICKS) -> Tally:
@@ -276,6 +298,8 @@ def wander(seed: int, ticks: int = WANDER_TICKS) -> Tally:
                     run.step()
                 names = rng.sample(WANDERED, 8)
                 run = Run(setting, tally)
+            if rng.random() < 0.01:
+                meet(run, rng)
             run.step()
         run.recover()
     except Broken as broken:
