@@ -8,7 +8,8 @@ import pytest
 
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.errors import BagError
-from smallm_ros.core.observation import Odometry, Scan
+from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.scan import Scan
 from smallm_ros.replay.bag import Bag, RosTime
 from tests.fakes.recordings import (
     BAG_BEGIN_NS,

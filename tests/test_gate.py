@@ -36,9 +36,12 @@ from smallm_ros.core.envelope import reach_m
 from smallm_ros.core.facts import CommandArrival, Inputs, Process, StatusArrival
 from smallm_ros.core.gate import BOLDEST_FIRST, TABLE, Gate, Output, State
 from smallm_ros.core.invariants import Invariants, broken_limit
-from smallm_ros.core.observation import Fields, Goal, Odometry, Received, Scan
+from smallm_ros.core.observation import Fields, Received
 from smallm_ros.core.policy import Policy, load_policy
 from smallm_ros.core.retune import CAREFUL, compare
+from smallm_ros.core.summary.goal import Goal
+from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.scan import Scan
 from tests.fakes.point_world import PointWorld
 
 POLICY = load_policy(Path(__file__).parent / 'fakes' / 'round_robot.yaml')

@@ -40,7 +40,7 @@ from smallm_ros.core.exchange import (
     RefusedWhy,
     Said,
 )
-from smallm_ros.core.observation import Odometry, Received, Scan
+from smallm_ros.core.observation import Received
 from smallm_ros.core.pilot import (
     Ask,
     Declare,
@@ -54,6 +54,8 @@ from smallm_ros.core.pilot import (
     Withdraw,
 )
 from smallm_ros.core.policy import Policy, load_policy
+from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.scan import Scan
 
 POLICY = load_policy(Path(__file__).parent / 'policies' / 'wanderer.yaml')
 IDENTITY = Identity('00112233aabbccdd', 'robot', 'boot-1', 4711, 99)

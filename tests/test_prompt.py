@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from smallm_ros.core.action import ActionSpace
 from smallm_ros.core.exchange import Correction, Decide, Declaration, FreeText
 from smallm_ros.core.observation import Observation, Quality, Reading
-from smallm_ros.core.policy import Bin, FreeTextRules, Policy, load_policy
+from smallm_ros.core.policy import FreeTextRules, Policy, load_policy
 from smallm_ros.core.prompt import MAX_SEGMENT_CHARACTERS, declaration, plain, segments
 from smallm_ros.core.reference import draw
+from smallm_ros.core.summary.scan import Bin
 
 EXPLORER = load_policy(
     Path(__file__).resolve().parent.parent / 'config' / 'policies' / 'explorer.yaml'

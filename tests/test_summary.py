@@ -11,21 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallm_ros.core.clock import MS, SECOND
-from smallm_ros.core.observation import (
-    Goal,
-    Observation,
-    Odometry,
-    Quality,
-    Reading,
-    Received,
-    Scan,
-    StampFault,
-)
-from smallm_ros.core.policy import Bin, Policy, ScanSensor, Sector, load_policy
+from smallm_ros.core.observation import Observation, Quality, Reading, Received, StampFault
+from smallm_ros.core.observe import observe
+from smallm_ros.core.policy import Policy, load_policy
+from smallm_ros.core.sensor import Scene
 from smallm_ros.core.summary import goal as goal_family
-from smallm_ros.core.summary import observe
 from smallm_ros.core.summary import odometry as odometry_family
 from smallm_ros.core.summary import scan as scan_family
+from smallm_ros.core.summary.goal import Goal
+from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.scan import Bin, Scan, ScanSensor, Sector
 
 POLICY = load_policy(Path(__file__).parent / 'policies' / 'wanderer.yaml')
 NOW_NS = 1_000 * SECOND
@@ -63,7 +58,7 @@ def beams(**metres: float) -> Scan:
                'right unknown'),
 ])
 def test_a_scan_says_the_nearest_of_each_sector(fields: Scan, expected: str) -> None:
-    assert scan_family.text(PLAIN, fields) == expected
+    assert PLAIN.text(fields, Scene()) == expected
 
 
 @pytest.mark.parametrize(('metres', 'word'), [
@@ -76,7 +71,7 @@ def test_bins_are_words_with_open_ends(metres: float, word: str) -> None:
     })
     ranges = np.full(360, metres, np.float64)
     fields = Scan(0, '', -math.pi, math.pi / 180, 0.1, 8.0, ranges)  # type: ignore[arg-type]
-    assert scan_family.text(sensor, fields) == f'ahead {word}'
+    assert sensor.text(fields, Scene()) == f'ahead {word}'
 
 
 @pytest.mark.parametrize(('bearing_deg', 'metres', 'expected'), [
@@ -109,7 +104,7 @@ def test_any_scan_gives_one_line_of_five_sectors(
     ranges: list[float], angle_min: float, increment: float
 ) -> None:
     fields = Scan(0, '', angle_min, increment, 0.1, 8.0, np.asarray(ranges, np.float32))
-    line = scan_family.text(PLAIN, fields)
+    line = PLAIN.text(fields, Scene())
     assert line.count(', ') == 4
     assert '\n' not in line
     assert 'nan' not in line

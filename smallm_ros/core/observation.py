@@ -1,7 +1,7 @@
 """Our words for what the sensors said, each value with its stamp, its age and its quality.
 
-Messages become the plain field types here (`Scan`, `Odometry`, `Goal`) at the border; a summariser
-turns each into a `Reading` of fixed size; the readings of one instant are an `Observation`.
+At the border a message becomes the plain fields of its family in `summary`; these become a
+`Reading` of fixed size; the readings of one instant are an `Observation`.
 Units and axes are REP-103: metres, radians, x ahead, y left, yaw counter-clockwise.
 """
 
@@ -9,53 +9,15 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-
-import numpy as np
-import numpy.typing as npt
-
-FloatArray = npt.NDArray[np.float32]
+from typing import Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """The fields of a sensor_msgs/LaserScan that decide anything."""
+class Fields(Protocol):
+    """What a message became: a frozen dataclass of its family in `summary`."""
 
-    stamp_ns: int
-    """ROS time of the header; 0 when the driver set none."""
-    frame_id: str
-    angle_min_rad: float
-    angle_increment_rad: float
-    range_min_m: float
-    range_max_m: float
-    ranges_m: FloatArray
-    """Shape (beams,). `inf` is nothing within range, NaN is unknown: as the message defines."""
-
-
-@dataclass(frozen=True, slots=True)
-class Odometry:
-    """The fields of a nav_msgs/Odometry that decide anything: planar pose and body velocity."""
-
-    stamp_ns: int
-    frame_id: str
-    x_m: float
-    y_m: float
-    yaw_rad: float
-    linear_x_m_s: float
-    angular_z_rad_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """The planar part of a geometry_msgs/PoseStamped goal."""
-
-    stamp_ns: int
-    frame_id: str
-    x_m: float
-    y_m: float
-    yaw_rad: float
-
-
-Fields = Scan | Odometry | Goal
+    @property
+    def stamp_ns(self) -> int:
+        """ROS time of the header; 0 when there is none."""
 
 
 class Quality(str, enum.Enum):

@@ -43,8 +43,8 @@ from smallm_ros.core.exchange import (
     Segment,
 )
 from smallm_ros.core.observation import Observation, Reading, Received, StampFault
+from smallm_ros.core.observe import observe
 from smallm_ros.core.policy import Policy
-from smallm_ros.core.summary import observe
 
 MAX_OUTCOME = 64
 """Length of `NodeStatus.last_outcome`."""

@@ -15,12 +15,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import pydantic
 import yaml
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -30,6 +27,9 @@ from pydantic import (
 
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.errors import PolicyError
+from smallm_ros.core.sensor import Finite, NotNegative, Part, Positive, SensorBase, Word
+from smallm_ros.core.summary import Sensor
+from smallm_ros.core.summary.scan import ScanSensor
 
 MAX_FILE_BYTES = 256 * 1024
 MAX_VALUES = 20_000
@@ -39,119 +39,8 @@ MAX_NUMBER_CHARACTERS = 16
 """Of a number in an answer: each digit is a token in most vocabularies."""
 MAX_HISTORY_TOKENS = 8192
 """What the turns before the present one may take: at 160 KiB a token (24B) 1.25 GiB of KV."""
-_TOPIC = r'^(?:~/|/)?[A-Za-z_][A-Za-z0-9_]*(?:/[A-Za-z_][A-Za-z0-9_]*)*$'
-"""What ROS takes as a topic's name: design.ros2.org, Topic and Service Names."""
-
-Word = Annotated[str, Field(pattern=r'^[a-z][a-z0-9_-]{0,31}$')]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra='forbid', strict=False)
-
-
-class _Sensor(_Part):
-    topic: Annotated[str, Field(pattern=_TOPIC)]
-    required: bool = False
-    rate_hz: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-    """The rate that the driver promises; its period bounds `max_observation_age_ms` from below."""
-    stale_after_ms: Positive
-    """Older than this, by arrival or by stamp, the reading counts as lost."""
-    priority: Annotated[int, Field(ge=0, le=9)] = 0
-    """0 stays longest when the prompt must shrink."""
-    in_prompt: bool = True
-    """Whether the model reads it; a sensor can be required for safety alone."""
-
-    @property
-    def stale_after_ns(self) -> int:
-        """Staleness limit in nanoseconds."""
-        return round(self.stale_after_ms * MS)
-
-
-class Sector(_Part):
-    """A named range of bearings in degrees, counter-clockwise from ahead, without its end."""
-
-    name: Word
-    from_deg: Annotated[float, Field(ge=-180, le=180)]
-    to_deg: Annotated[float, Field(ge=-180, le=180)]
-    width_m: Positive | None = None
-    """Makes it a lane: only what lies within this width of the sector's middle line counts, and
-    its distance is taken along that line. None: a wedge, distances from the laser."""
-
-    @model_validator(mode='after')
-    def _ordered(self) -> Sector:
-        if not self.from_deg < self.to_deg:
-            raise ValueError(f'from_deg {self.from_deg:g} is not less than to_deg {self.to_deg:g}')
-        return self
-
-
-    @property
-    def middle_deg(self) -> float:
-        """The bearing of its middle line."""
-        return (self.from_deg + self.to_deg) / 2
-
-    def holds(self, degrees: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        """Return which bearings lie inside; a bearing of 180 degrees is one of -180 too."""
-        inside = (degrees >= self.from_deg) & (degrees < self.to_deg)
-        return inside | (degrees == 180) if self.to_deg == 180 else inside
-
-
-class Bin(_Part):
-    """A word for all distances below a limit: one token instead of three."""
-
-    word: Word
-    below_m: Positive
-
-
-_SECTORS = (
-    Sector(name='left', from_deg=60, to_deg=120),
-    Sector(name='ahead-left', from_deg=20, to_deg=60),
-    Sector(name='ahead', from_deg=-20, to_deg=20),
-    Sector(name='ahead-right', from_deg=-60, to_deg=-20),
-    Sector(name='right', from_deg=-120, to_deg=-60),
-)
-
-
-class ScanSensor(_Sensor):
-    """A planar lidar, summarised as the nearest distance in named sectors."""
-
-    type: Literal['sensor_msgs/msg/LaserScan']
-    mount_x_m: Annotated[float, Field(ge=-10, le=10)] = 0.0
-    mount_y_m: Annotated[float, Field(ge=-10, le=10)] = 0.0
-    """Where the laser is in base_link. The summary for the model takes no account of it."""
-    mount_yaw_deg: Annotated[float, Field(ge=-180, le=180)] = 0.0
-    """Yaw of the laser's frame in the base frame."""
-    sectors: tuple[Sector, ...] = Field(default=_SECTORS, min_length=1, max_length=16)
-    far_m: Positive = 5.0
-    """Beyond this, distances are worded as `far_word`: every digit is a token."""
-    far_word: Word = 'far'
-    bins: tuple[Bin, ...] = Field(default=(), max_length=8)
-    """Words instead of numbers, nearest first; beyond the last it is `far_word`."""
-
-
-    @model_validator(mode='after')
-    def _bins_ascend(self) -> ScanSensor:
-        limits = [b.below_m for b in self.bins]
-        if any(a >= b for a, b in itertools.pairwise(limits)):
-            raise ValueError(f'bins: below_m must ascend, not {limits}')
-        return self
-
-
-class OdometrySensor(_Sensor):
-    """Wheel odometry, summarised as forward and turning speed."""
-
-    type: Literal['nav_msgs/msg/Odometry']
-
-
-class GoalSensor(_Sensor):
-    """A goal pose, summarised as bearing and distance from the newest odometry."""
-
-    type: Literal['geometry_msgs/msg/PoseStamped']
-
-
-Sensor = Annotated[ScanSensor | OdometrySensor | GoalSensor, Field(discriminator='type')]
 Choice = Word | bool | int | Finite
 
 
@@ -180,7 +69,7 @@ def _writable(number: float) -> float:
     return number
 
 
-class Grid(_Part):
+class Grid(Part):
     """Evenly spaced numbers, both ends among them, exact in decimal."""
 
     from_: Finite = Field(alias='from')
@@ -215,7 +104,7 @@ class Grid(_Part):
         return tuple(float(first + i * step) for i in range(steps + 1))
 
 
-class Parameter(_Part):
+class Parameter(Part):
     """A discrete parameter of an action: listed choices, or numbers on a grid."""
 
     model_config = ConfigDict(json_schema_extra={
@@ -279,7 +168,7 @@ class Parameter(_Part):
         )
 
 
-class ByParameter(_Part):
+class ByParameter(Part):
     """A velocity looked up by a parameter's choice; without `values` the choice is the number."""
 
     by: Word
@@ -303,14 +192,14 @@ class ByParameter(_Part):
 Term = Finite | ByParameter
 
 
-class TwistMapping(_Part):
+class TwistMapping(Part):
     """What an action asks of the base."""
 
     linear_x_m_s: Term = 0.0
     angular_z_rad_s: Term = 0.0
 
 
-class ActionDeclaration(_Part):
+class ActionDeclaration(Part):
     """One member of the action space."""
 
     description: Annotated[str, Field(min_length=1, max_length=200)]
@@ -348,14 +237,14 @@ class ActionDeclaration(_Part):
         )))
 
 
-class Example(_Part):
+class Example(Part):
     """An observation and its answer, shown to the model in the static part of the prompt."""
 
     observation: Annotated[str, Field(min_length=1, max_length=2000)]
     answer: Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class Prior(_Part):
+class Prior(Part):
     """What to do about a model's bias towards some answers, whatever it sees.
 
     `reference` subtracts, at each choice, the mean logits over observations drawn from the
@@ -369,7 +258,7 @@ class Prior(_Part):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class FreeTextRules(_Part):
+class FreeTextRules(Part):
     """A bounded text that the model adds when the action is decided and gone: it costs it nothing.
 
     It is for people and records. What the deadline, the next question or its limits leave no time
@@ -395,7 +284,7 @@ Coordinate = Annotated[float, Field(ge=-10, le=10)]
 Vertex = tuple[Coordinate, Coordinate]
 
 
-class Robot(_Part):
+class Robot(Part):
     """The base: what the envelope must know of it."""
 
     footprint: Annotated[tuple[Vertex, ...], Field(min_length=3, max_length=64)] | None = None
@@ -474,7 +363,7 @@ def _folded(a: Vertex, b: Vertex, c: Vertex, d: Vertex) -> bool:
     return _side(corner, one, other) == 0 and along > 0
 
 
-class DecisionRules(_Part):
+class DecisionRules(Part):
     """When a decision is asked for, and when its answer still counts."""
 
     rate_hz: Annotated[float, Field(gt=0, le=100)]
@@ -492,7 +381,7 @@ class DecisionRules(_Part):
     """How many turns (observation and decision) stay in the prompt before the present one."""
 
 
-class ControlRules(_Part):
+class ControlRules(Part):
     """The watchdog's own loop."""
 
     rate_hz: Annotated[float, Field(ge=5, le=200)] = 20.0
@@ -505,7 +394,7 @@ class ControlRules(_Part):
     """Silence of the policy node that counts as lost."""
 
 
-class SlowDown(_Part):
+class SlowDown(Part):
     """A zone before the one in which the stopping distance decides."""
 
     within_m: Positive
@@ -513,7 +402,7 @@ class SlowDown(_Part):
     max_m_s: Positive
 
 
-class Envelope(_Part):
+class Envelope(Part):
     """The limits that every velocity is put through, whoever asked for it."""
 
     max_forward_m_s: NotNegative
@@ -546,7 +435,7 @@ class Envelope(_Part):
 FallbackKind = Literal['stop', 'decelerate', 'hold', 'creep', 'turn_to_free', 'follow_gap']
 
 
-class Fallback(_Part):
+class Fallback(Part):
     """What the robot does without the model: the first of the ladder whose sensors are fit."""
 
     ladder: tuple[FallbackKind, ...] = Field(default=('stop',), min_length=1, max_length=6)
@@ -562,7 +451,7 @@ class Fallback(_Part):
         return self
 
 
-class Policy(_Part):
+class Policy(Part):
     """A whole policy file."""
 
     version: Literal[1]
@@ -860,7 +749,7 @@ def _place(loc: tuple[str | int, ...]) -> str:
 
 def _near(loc: tuple[str | int, ...]) -> str:
     known = sorted(
-        {field.alias or key for model in _Part.__subclasses__() + _Sensor.__subclasses__()
+        {field.alias or key for model in Part.__subclasses__() + SensorBase.__subclasses__()
          for key, field in model.model_fields.items()}
     )
     close = difflib.get_close_matches(str(loc[-1]), known, n=1)

@@ -14,7 +14,9 @@ from smallm_ros.core.cause import Cause, Finding
 from smallm_ros.core.clock import MS
 from smallm_ros.core.facts import Inputs, arrival_age_ns, stamp_age_ns
 from smallm_ros.core.observation import Received
-from smallm_ros.core.policy import GoalSensor, Policy, Sensor
+from smallm_ros.core.policy import Policy
+from smallm_ros.core.summary import Sensor
+from smallm_ros.core.summary.goal import GoalSensor
 
 
 @dataclass(slots=True)

@@ -25,7 +25,8 @@ from smallm_ros.core.clock import SECOND
 from smallm_ros.core.errors import BagError, DroppedError
 from smallm_ros.core.observation import Fields
 from smallm_ros.core.policy import Policy
-from smallm_ros.ros.convert import fields_of, stamp_ns
+from smallm_ros.ros.convert import fields_of
+from smallm_ros.ros.convert.common import stamp_ns
 
 CLOCK_TOPIC = '/clock'
 CLOCK_TYPE = 'rosgraph_msgs/msg/Clock'
@@ -71,6 +72,7 @@ class Bag:
     def __init__(self, path: Path, policy: Policy) -> None:
         """Open and check. Raises BagError with one line that names the file or the topic."""
         self.path = path
+        self._policy = policy
         self.dropped: Counter[str] = Counter()
         """Messages of each topic that did not fit; grows while `readings` runs."""
         self._warnings: list[str] = []
@@ -114,15 +116,15 @@ class Bag:
         """
         for connection, bag_ns, raw in self._messages(self._connections):
             topic = connection.topic
-            try:
-                fields = fields_of(connection.msgtype, self._message(connection, raw))
-            except DroppedError as err:
-                self.dropped[topic] += 1
-                if self.dropped[topic] == 1:
-                    self._warnings.append(f'{topic}: messages dropped, first: {err}')
-                continue
-            for sensor in self._sensors[topic]:
-                yield Recorded(bag_ns, sensor, fields)
+            for name in self._sensors[topic]:
+                try:
+                    fields = fields_of(self._policy.sensors[name], self._message(connection, raw))
+                except DroppedError as err:
+                    self.dropped[topic] += 1
+                    if self.dropped[topic] == 1:
+                        self._warnings.append(f'{topic}: messages dropped, first: {err}')
+                    continue
+                yield Recorded(bag_ns, name, fields)
 
     def _choose(self, policy: Policy) -> None:
         topics = self._reader.topics

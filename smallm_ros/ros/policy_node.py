@@ -61,12 +61,13 @@ from smallm_ros.core.pilot import (
     Tell,
     Withdraw,
 )
-from smallm_ros.core.policy import Policy, Sensor, load_policy
+from smallm_ros.core.policy import Policy, load_policy
+from smallm_ros.core.summary import Sensor
 from smallm_ros.engine.client import EngineClient
 from smallm_ros.engine.wire import default_socket
 from smallm_ros.record.writer import Entry, RecordWriter
 from smallm_ros.ros import convert, diagnostics, qos
-from smallm_ros.ros.messages import MESSAGES
+from smallm_ros.ros.messages import message_class
 from smallm_ros.ros.params import declare, refuse_clock_changes
 
 DIAGNOSTICS_PERIOD_NS = SECOND
@@ -242,7 +243,7 @@ class PolicyNode(LifecycleNode):
     def _subscribe(self, name: str, sensor: Sensor, ear: _Ear) -> Subscription[Any]:
         try:
             return self.create_subscription(
-                MESSAGES[sensor.type], sensor.topic, self._keeper(ear), qos.SENSOR)
+                message_class(sensor.type), sensor.topic, self._keeper(ear), qos.SENSOR)
         except InvalidTopicNameException as err:
             why = str(err).splitlines()[0].rstrip(':')
             raise PolicyError(
@@ -279,7 +280,7 @@ class PolicyNode(LifecycleNode):
             msg, arrival_ns, ros_arrival_ns = ear.newest
             ear.newest = None
             try:
-                fields = convert.fields_of(parts.policy.sensors[name].type, msg)
+                fields = convert.fields_of(parts.policy.sensors[name], msg)
             except DroppedError as err:
                 ear.dropped += 1
                 ear.why = str(err)

@@ -20,7 +20,7 @@ from smallm_ros import steady
 from smallm_ros.core.clock import MS
 from smallm_ros.core.errors import DroppedError
 from smallm_ros.ros import qos
-from smallm_ros.ros.convert import stamp_ns
+from smallm_ros.ros.convert.common import stamp_ns
 
 EventHandle: Any = rclpy_implementation.EventHandle
 

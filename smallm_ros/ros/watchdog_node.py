@@ -44,13 +44,13 @@ from smallm_ros.core.gate import Gate, Output, State
 from smallm_ros.core.policy import load_policy
 from smallm_ros.process import ProcessWatch
 from smallm_ros.ros import diagnostics, qos
-from smallm_ros.ros.convert import ros_stamp
+from smallm_ros.ros.convert.common import ros_stamp
 from smallm_ros.ros.graph import Graph
 from smallm_ros.ros.heard import Heard
 from smallm_ros.ros.jitter import Jitter
 from smallm_ros.ros.limits import Limits
 from smallm_ros.ros.lines import Lines
-from smallm_ros.ros.messages import MESSAGES
+from smallm_ros.ros.messages import message_class
 from smallm_ros.ros.params import ParameterRequests, declare, refuse_clock_changes
 from smallm_ros.ros.take import (
     Liveliness,
@@ -124,7 +124,7 @@ class WatchdogNode(Node):
         self._state = self.create_publisher(String, '~/state', qos.STATE)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._ears = {
-            name: subscribe(self, MESSAGES[sensor.type], sensor.topic, qos.SENSOR)
+            name: subscribe(self, message_class(sensor.type), sensor.topic, qos.SENSOR)
             for name, sensor in policy.sensors.items()
         }
         self._commands = subscribe(self, String, f'{other}/command', qos.COMMAND)

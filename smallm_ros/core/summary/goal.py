@@ -3,10 +3,43 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
-from smallm_ros.core.observation import Goal, Odometry
+import numpy as np
+
+from smallm_ros.core.sensor import Phrase, Scene, SensorBase
+from smallm_ros.core.summary.odometry import Odometry
 
 REACHED_M = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """The planar part of a geometry_msgs/PoseStamped goal."""
+
+    stamp_ns: int
+    frame_id: str
+    x_m: float
+    y_m: float
+    yaw_rad: float
+
+
+class GoalSensor(SensorBase):
+    """A goal pose, summarised as bearing and distance from the newest odometry."""
+
+    type: Literal['geometry_msgs/msg/PoseStamped']
+
+    def say(self, fields: Goal, scene: Scene) -> tuple[Phrase, ...]:
+        """Return one phrase: see `text`."""
+        poses = (each for each in scene.fields.values() if isinstance(each, Odometry))
+        return (Phrase(text(fields, next(poses, None))),)
+
+    def draw(self, random: np.random.Generator) -> Goal:
+        """Return one anywhere around the origin."""
+        bearing, distance = random.uniform(-math.pi, math.pi), random.uniform(0.5, 8.0)
+        return Goal(0, 'odom', float(distance * math.cos(bearing)),
+                    float(distance * math.sin(bearing)), 0.0)
 
 
 def text(goal: Goal, odometry: Odometry | None) -> str:
