@@ -20,12 +20,29 @@ class Fields(Protocol):
         """ROS time of the header; 0 when there is none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """One part of what a reading says, without the commas between the parts."""
+
+    text: str
+    less: int = 0
+    """How much sooner than its sensor's `priority` it leaves a prompt that is too long; 0 is the
+    last part to go."""
+
+
 class Quality(str, enum.Enum):
     """How far a reading can be trusted now."""
 
     FRESH = 'fresh'
+    OLD = 'old'
+    """Later than its sensor's rate lets expect: still usable, and the prompt says how old."""
     STALE = 'stale'
     NEVER = 'never'
+
+    @property
+    def usable(self) -> bool:
+        """Whether it still says how things are."""
+        return self in (Quality.FRESH, Quality.OLD)
 
 
 class StampFault(str, enum.Enum):
@@ -54,8 +71,8 @@ class Reading:
     """One sensor's summary at one instant."""
 
     sensor: str
-    text: str
-    """One line for the prompt, without a newline."""
+    phrases: tuple[Phrase, ...]
+    """What it says, or why it says nothing."""
     priority: int
     """0 is dropped last when the prompt must shrink."""
     required: bool
@@ -68,6 +85,21 @@ class Reading:
     stamp_age_ns: int | None
     """ROS time now less the stamp; negative when the stamp is in the future."""
     stamp_fault: StampFault = StampFault.NONE
+    rate_hz: float | None = None
+    """Messages a second as they came lately; None while there are too few to tell."""
+
+    @property
+    def text(self) -> str:
+        """All of it, on one line."""
+        said = ', '.join(phrase.text for phrase in self.phrases)
+        return f'{self.sensor}: {said}' if said else f'{self.sensor}:'
+
+    @property
+    def age_ns(self) -> int | None:
+        """Age by stamp, or by arrival where the stamp cannot be believed; None: nothing came."""
+        if self.stamp_fault is StampFault.NONE and self.stamp_age_ns is not None:
+            return self.stamp_age_ns
+        return self.arrival_age_ns
 
 
 @dataclass(frozen=True, slots=True)

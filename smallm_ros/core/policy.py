@@ -25,10 +25,22 @@ from pydantic import (
     model_validator,
 )
 
+from smallm_ros.core import mapping
+from smallm_ros.core.choice import Choice, choice_text, decimal, keys_as_written
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.errors import PolicyError
-from smallm_ros.core.sensor import Finite, NotNegative, Part, Positive, SensorBase, Word
+from smallm_ros.core.mapping import Commanding, OutputDeclaration
+from smallm_ros.core.sensor import (
+    TOPIC,
+    Finite,
+    NotNegative,
+    Part,
+    Positive,
+    SensorBase,
+    Word,
+)
 from smallm_ros.core.summary import Sensor
+from smallm_ros.core.summary.odometry import OdometrySensor
 from smallm_ros.core.summary.scan import ScanSensor
 
 MAX_FILE_BYTES = 256 * 1024
@@ -39,26 +51,6 @@ MAX_NUMBER_CHARACTERS = 16
 """Of a number in an answer: each digit is a token in most vocabularies."""
 MAX_HISTORY_TOKENS = 8192
 """What the turns before the present one may take: at 160 KiB a token (24B) 1.25 GiB of KV."""
-
-
-Choice = Word | bool | int | Finite
-
-
-def choice_text(value: Choice) -> str:
-    """Return how a choice is written in the answer: `fast`, `true`, `3`, `0.25`.
-
-    Of a number it is the one decimal without exponent, without zeros that say nothing.
-    """
-    if isinstance(value, bool):
-        return 'true' if value else 'false'
-    if isinstance(value, str):
-        return value
-    return format(_decimal(value).normalize(), 'f') if value else '0'
-
-
-def _decimal(number: float) -> Decimal:
-    """Return the number that the file says, not the binary one nearest to it."""
-    return Decimal(repr(number))
 
 
 def _writable(number: float) -> float:
@@ -99,8 +91,8 @@ class Grid(Part):
     @property
     def values(self) -> tuple[float, ...]:
         """The numbers, ascending."""
-        first, step = _decimal(self.from_), _decimal(self.step)
-        steps = int((_decimal(self.to) - first) / step)
+        first, step = decimal(self.from_), decimal(self.step)
+        steps = int((decimal(self.to) - first) / step)
         return tuple(float(first + i * step) for i in range(steps + 1))
 
 
@@ -175,18 +167,7 @@ class ByParameter(Part):
     values: dict[str, Finite] | None = None
     """By the choice as it is written in the answer; a number or true and false may be the key."""
 
-    @field_validator('values', mode='before')
-    @classmethod
-    def _keys_as_written(cls, values: object) -> object:
-        if not isinstance(values, dict):
-            return values
-        out = {
-            choice_text(key) if isinstance(key, (bool, int, float)) else key: value
-            for key, value in values.items()
-        }
-        if len(out) != len(values):
-            raise ValueError('a choice has two values')
-        return out
+    _keys = field_validator('values', mode='before')(keys_as_written)
 
 
 Term = Finite | ByParameter
@@ -199,15 +180,26 @@ class TwistMapping(Part):
     angular_z_rad_s: Term = 0.0
 
 
-class ActionDeclaration(Part):
-    """One member of the action space."""
+class ActionDeclaration(Commanding):
+    """One member of the action space: what it asks of the base, what it says on other topics."""
+
+    model_config = ConfigDict(json_schema_extra={
+        'anyOf': [{'required': ['twist']}, {'required': ['command']}],
+    })
 
     description: Annotated[str, Field(min_length=1, max_length=200)]
     parameters: dict[Word, Parameter] = Field(default_factory=dict, max_length=16)
-    twist: TwistMapping
+    twist: TwistMapping = TwistMapping()
+    """Without it, beside a `command`, the base stands."""
 
     @model_validator(mode='after')
     def _terms(self) -> ActionDeclaration:
+        if self.command is None and 'twist' not in self.model_fields_set:
+            raise ValueError('twist is missing; or a `command` onto an output')
+        choices = {name: parameter.choices for name, parameter in self.parameters.items()}
+        for output, terms in (self.command or {}).items():
+            if wrong := mapping.misused(terms, choices):
+                raise ValueError(f'command: {output}: {wrong[0]}')
         for axis in ('linear_x_m_s', 'angular_z_rad_s'):
             term = getattr(self.twist, axis)
             if not isinstance(term, ByParameter):
@@ -278,6 +270,23 @@ class FreeTextRules(Part):
         if not lead.strip() or not lead.isprintable():
             raise ValueError(f'must be a word or more, on one line, not {lead!r}')
         return lead
+
+
+class MissionTopic(Part):
+    """A std_msgs/String topic on which an operator says what is wanted, beside the file's mission.
+
+    The words are data: cleaned, quoted, one line of the prompt. They stay until others come; an
+    empty text takes them back. Who may send them is SROS2's to say: docs/sros2.md.
+    """
+
+    topic: Annotated[str, Field(pattern=TOPIC)] = 'mission'
+    max_characters: Annotated[int, Field(ge=1, le=1000)] = 240
+    """Of a text; a longer one is dropped whole."""
+    min_period_s: Annotated[float, Field(ge=0.1, le=3600, allow_inf_nan=False)] = 2.0
+    """Least time between two texts that are taken; what comes sooner is dropped."""
+    priority: Annotated[int, Field(ge=1, le=9)] = 1
+    """When it leaves a prompt that is too long, as of a sensor; never 0, so that no text can keep
+    the sensors out."""
 
 
 Coordinate = Annotated[float, Field(ge=-10, le=10)]
@@ -451,18 +460,42 @@ class Fallback(Part):
         return self
 
 
+STANDING = Envelope.model_construct(
+    max_forward_m_s=0.0, max_reverse_m_s=0.0, max_turn_rad_s=0.0, max_acceleration_m_s2=1.0,
+    max_deceleration_m_s2=1.0, max_angular_acceleration_rad_s2=1.0, obstacle_sensors=(),
+)
+"""Of a robot that is no mobile base: nothing may move, so nothing has to look."""
+_NO_BASE = {'robot': Robot(radius_m=1.0), 'envelope': STANDING}
+
+
+def _needed_with_a_base(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema that `robot` and `envelope` are left out with `base: none` only."""
+    schema['required'] = [key for key in schema['required'] if key not in _NO_BASE]
+    without = {'properties': {'base': {'const': 'none'}}, 'required': ['base']}
+    schema |= {'if': without, 'then': {'properties': dict.fromkeys(_NO_BASE, False)},
+               'else': {'required': list(_NO_BASE)}}
+
+
 class Policy(Part):
     """A whole policy file."""
+
+    model_config = ConfigDict(json_schema_extra=_needed_with_a_base)
 
     version: Literal[1]
     name: Word
     mission: Annotated[str, Field(min_length=1, max_length=4000)]
+    base: Literal['mobile', 'none'] = 'mobile'
+    """`none`: nothing here drives (a pan-tilt, a gripper, goals for another stack). No action has
+    a `twist`, cmd_vel is not published, and `robot` and `envelope` are left out."""
     robot: Robot
     sensors: dict[Word, Sensor] = Field(min_length=1, max_length=32)
+    outputs: dict[Word, OutputDeclaration] = Field(default_factory=dict, max_length=16)
+    """Topics on which actions speak, beside cmd_vel."""
     actions: dict[Word, ActionDeclaration] = Field(min_length=2, max_length=256)
     examples: tuple[Example, ...] = Field(default=(), max_length=64)
     prior: Prior = Prior()
     free_text: FreeTextRules | None = None
+    mission_topic: MissionTopic | None = None
     decision: DecisionRules
     control: ControlRules = ControlRules()
     envelope: Envelope
@@ -518,6 +551,44 @@ class Policy(Part):
             raise ValueError('stands without anything; give at least a name, or leave it out')
         return rules
 
+    @field_validator('mission_topic', mode='before')
+    @classmethod
+    def _says_where(cls, rules: object) -> object:
+        if rules is None:
+            raise ValueError('stands without anything; give {topic: mission}, or leave it out')
+        return rules
+
+    @model_validator(mode='before')
+    @classmethod
+    def _without_a_base(cls, content: object) -> object:
+        if not isinstance(content, dict) or content.get('base') != 'none':
+            return content
+        for key, value in _NO_BASE.items():
+            if content.get(key, value) not in (value, value.model_dump(exclude_unset=True)):
+                raise ValueError(f'{key}: base is none: leave it out; there is nothing to limit')
+        return {**content, **_NO_BASE}
+
+    def _check_outputs(self) -> None:
+        """Refuse what actions and outputs say of one another that cannot be."""
+        spoken = {name for action in self.actions.values() for name in action.command or ()}
+        for name, action in self.actions.items():
+            if self.base == 'none' and 'twist' in action.model_fields_set:
+                raise ValueError(f'actions.{name}: twist, and base is none: nothing drives')
+            for output in action.command or ():
+                if output not in self.outputs:
+                    known = ', '.join(self.outputs) or 'none declared'
+                    raise ValueError(f'actions.{name}: command: {output!r} is no output; there '
+                                     f'are: {known}')
+        topics = [output.topic.lstrip('/') for output in self.outputs.values()]
+        for name, declared in self.outputs.items():
+            if name not in spoken:
+                raise ValueError(f'outputs.{name}: no action has a command on it')
+            if topics.count(declared.topic.lstrip('/')) > 1:
+                raise ValueError(f'outputs.{name}: topic {declared.topic} is of two outputs')
+        if self.base == 'none' and self.fallback.ladder != ('stop',):
+            raise ValueError("fallback: base is none: the ladder is ['stop'], not "
+                             f'{list(self.fallback.ladder)}')
+
     def _answers(self) -> set[str]:
         """Return every complete answer; refuse two members of the space with the same."""
         by_answer: dict[str, str] = {}
@@ -551,6 +622,9 @@ class Policy(Part):
         if not self.required_sensors:
             raise ValueError('sensors: at least one must be `required: true`; the deadline '
                              'starts at the arrival of the newest required reading')
+        if self.mission_topic and 'mission' in self.sensors:
+            raise ValueError('sensors.mission: with `mission_topic` this name is that of the '
+                             "operator's words: another name")
         ttl_ms = self.ttl_ns / MS
         for name in self.required_sensors:
             least_ms = 1e3 / self.sensors[name].rate_hz + self.decision.budget_ms + ttl_ms
@@ -567,6 +641,14 @@ class Policy(Part):
                     f'sensors.{name}: stale_after_ms {sensor.stale_after_ms:g} is not more than '
                     f'the period of rate_hz {sensor.rate_hz:g}: it would always be stale'
                 )
+            watched = sensor.required or isinstance(sensor, (ScanSensor, OdometrySensor))
+            if watched and sensor.stamps != 'trust':
+                raise ValueError(
+                    f'sensors.{name}: stamps {sensor.stamps!r}: what is required, and every scan '
+                    'and odometry, must say of when it tells, because the watchdog goes by it; '
+                    'put the clock of its driver right'
+                )
+        self._check_outputs()
         obstacles = self.envelope.obstacle_sensors
         for name in obstacles:
             obstacle = self.sensors.get(name)
@@ -673,6 +755,15 @@ def parse_policy(data: bytes, name: str) -> Policy:
         return Policy.model_validate(content)
     except pydantic.ValidationError as err:
         raise PolicyError('\n'.join(_explain(err, lines, name))) from err
+
+
+def lines_of(path: Path) -> dict[tuple[str | int, ...], int]:
+    """Return the line of every place in a policy file that `load_policy` has taken."""
+    lines: dict[tuple[str | int, ...], int] = {}
+    root = yaml.compose(path.read_text(encoding='utf-8'), Loader=yaml.SafeLoader)
+    if root is not None:
+        _mark_lines(root, (), lines, [], str(path), depth=0)
+    return lines
 
 
 def _mark_lines(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from smallm_ros.core.observation import Observation, Quality, Reading, Received
+from smallm_ros.core.observation import Observation, Phrase, Quality, Reading, Received
 from smallm_ros.core.observe import observe
 from smallm_ros.core.policy import Policy
 
@@ -36,7 +36,7 @@ def content_free(policy: Policy) -> tuple[Observation, ...]:
     return tuple(
         Observation(0, 0, tuple(
             Reading(
-                sensor=name, text=f'{name}: {nothing}'.rstrip(), priority=sensor.priority,
+                sensor=name, phrases=(Phrase(nothing),), priority=sensor.priority,
                 required=sensor.required, quality=Quality.FRESH, arrival_ns=0, arrival_age_ns=0,
                 stamp_ns=0, stamp_age_ns=0,
             )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from smallm_ros.core.clock import MS
+from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.observation import Fields
+from smallm_ros.core.observation import Phrase as Phrase  # noqa: PLC0414 (families say them)
 
 TOPIC = r'^(?:~/|/)?[A-Za-z_][A-Za-z0-9_]*(?:/[A-Za-z_][A-Za-z0-9_]*)*$'
 """What ROS takes as a topic's name: design.ros2.org, Topic and Service Names."""
@@ -29,16 +30,6 @@ class Part(BaseModel):
     """A mapping of the policy file: unknown keys are mistakes, nothing changes once it is read."""
 
     model_config = ConfigDict(frozen=True, extra='forbid', strict=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Phrase:
-    """One part of what a reading says, without the commas between the parts."""
-
-    text: str
-    less: int = 0
-    """How much sooner than its sensor's `priority` it leaves a prompt that is too long; 0 is the
-    last part to go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +51,28 @@ class SensorBase(Part):
     """The rate that the driver promises; its period bounds `max_observation_age_ms` from below."""
     stale_after_ms: Positive
     """Older than this, by arrival or by stamp, the reading counts as lost."""
+    stamps: Literal['trust', 'arrival'] = 'trust'
+    """`arrival` says that the driver's clock is known to be wrong: a stamp in the future or hours
+    off then leaves the age to the arrival, where it else makes the reading count as lost. Refused
+    for all that the watchdog goes by: nobody knows of when such a reading tells."""
     priority: Annotated[int, Field(ge=0, le=9)] = 0
     """0 stays longest when the prompt must shrink."""
     in_prompt: bool = True
     """Whether the model reads it; a sensor can be required for safety alone."""
+    changes: Literal['rarely', 'often'] | None = None
+    """How often its words change, where `rate_hz` does not tell: what changes `rarely` stands
+    first in the prompt and what changes `often` last, because all that follows a change is read
+    anew by the model. Else the slower sensor stands first."""
 
     @property
     def stale_after_ns(self) -> int:
         """Staleness limit in nanoseconds."""
         return round(self.stale_after_ms * MS)
+
+    @property
+    def period_ns(self) -> int:
+        """Time between two messages as the driver promises it, in nanoseconds."""
+        return round(SECOND / self.rate_hz)
 
     def say(self, fields: Any, scene: Scene) -> tuple[Phrase, ...]:
         """Return what the model reads of these fields: pure, and of bounded size."""

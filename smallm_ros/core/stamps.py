@@ -65,6 +65,10 @@ class Stamps:
             if not sensor.required and isinstance(sensor, GoalSensor):
                 continue  # said once, not a stream: it cannot be lost
             unfit = self._unfit(name, sensor, now_ns, inputs.ros_now_ns)
+            if unfit is not None and sensor.stamps == 'arrival' and unfit.cause in (
+                Cause.SENSOR_FROZEN, Cause.SENSOR_STAMP,
+            ):
+                continue  # declared to be of a wrong clock; nothing that moves the robot can be
             if unfit is not None and not sensor.required:
                 unfit = Finding(Cause.OPTIONAL_SENSOR_LOST, unfit.detail)
             if unfit is not None:

@@ -19,10 +19,13 @@ class Graph:
     """The others, as a node with one output that nobody else may publish sees them."""
 
     def __init__(
-        self, node: Node, output: Any, inputs: Sequence[Any], *, simulated: bool,
+        self, node: Node, output: Any | None, inputs: Sequence[Any], shared: Sequence[Any] = (),
+        *, simulated: bool,
     ) -> None:
+        """`output` is None where there is none; on those in `shared` others may publish too."""
         self._node = node
         self._output = output
+        self._shared = shared
         self._inputs = inputs
         self._simulated = simulated
         self.publishers: int | None = None
@@ -34,19 +37,24 @@ class Graph:
 
     def count(self) -> None:
         """Count who publishes on the output topic; may block."""
-        self.publishers = self._node.count_publishers(self._output.topic_name)
+        if self._output is not None:
+            self.publishers = self._node.count_publishers(self._output.topic_name)
 
     def look(self) -> None:
         """Look around; may block."""
-        node, topic = self._node, self._output.topic_name
-        there = sorted(_whose(each) for each in node.get_publishers_info_by_topic(topic))
-        own = node.get_fully_qualified_name()
-        if own in there:
-            there.remove(own)
-        self.others = tuple(there)
-        wrong = [f'{topic} is published by {other} too' for other in there]
-        for listener in node.get_subscriptions_info_by_topic(topic):
-            wrong += _misfit(listener, self._output, listener.qos_profile, listens=True)
+        node, output = self._node, self._output
+        wrong = []
+        if output is not None:
+            topic = output.topic_name
+            there = sorted(_whose(each) for each in node.get_publishers_info_by_topic(topic))
+            own = node.get_fully_qualified_name()
+            if own in there:
+                there.remove(own)
+            self.others = tuple(there)
+            wrong = [f'{topic} is published by {other} too' for other in there]
+        for mouth in (*(() if output is None else (output,)), *self._shared):
+            for listener in node.get_subscriptions_info_by_topic(mouth.topic_name):
+                wrong += _misfit(listener, mouth, listener.qos_profile, listens=True)
         for ear in self._inputs:
             for speaker in node.get_publishers_info_by_topic(ear.topic_name):
                 wrong += _misfit(speaker, ear, speaker.qos_profile, listens=False)

@@ -12,6 +12,7 @@ from typing import Any
 from smallm_ros.core.errors import DroppedError
 from smallm_ros.core.observation import Fields
 from smallm_ros.core.sensor import SensorBase
+from smallm_ros.core.summary.fields import FieldsSensor
 from smallm_ros.ros.convert import motion, space, state
 from smallm_ros.ros.convert.common import Converter
 
@@ -27,6 +28,8 @@ def fields_of(sensor: SensorBase, msg: Any) -> Fields:
     Raises DroppedError when this message cannot be used; the next one may be good.
     """
     try:
+        if isinstance(sensor, FieldsSensor):
+            return state.fields(msg, sensor)
         return CONVERTERS[sensor.type](msg, sensor)
     except (AttributeError, TypeError, ValueError, OverflowError) as err:
         raise DroppedError(f'{sensor.type}: not such a message: {err}'[:200]) from err
