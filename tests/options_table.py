@@ -25,11 +25,10 @@ WORDS = r'^[a-z][a-z0-9_-]{0,31}$'
 
 def table() -> str:
     """Return the table in Markdown."""
-    kinds = get_args(get_args(Sensor)[0])
     rows = [_row('every sensor', 'type', 'the message, `package/msg/Name`', '', '')]
     rows += _rows('every sensor', SensorBase, skip=('type',))
     told: set[str] = set()
-    for kind in kinds:
+    for kind in _kinds(Sensor):
         schema = kind.model_json_schema()['properties']['type']
         names = schema.get('enum') or [schema.get('const', 'any other')]
         name = '<br>'.join(f'`{each}`' if '/' in each else each for each in names)
@@ -38,6 +37,13 @@ def table() -> str:
         rows.append(_row(name, '', '', '', ' '.join(first.split('\n\n')[0].split())))
         rows += _rows('', kind, skip=own, told=told)
     return '\n'.join((*HEAD, *rows))
+
+
+def _kinds(annotation: Any) -> Iterator[type[SensorBase]]:
+    if isinstance(annotation, type) and issubclass(annotation, SensorBase):
+        yield annotation
+    for each in get_args(annotation):
+        yield from _kinds(each)
 
 
 def _rows(

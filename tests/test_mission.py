@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -193,3 +194,31 @@ def test_over_dds_the_words_and_the_sensors_reach_the_pilot() -> None:
 def heard(pilot: Pilot, sensor: str) -> str:
     looked = pilot.look(steady.now_ns(), steady.wall_ns())
     return next(r.text for r in looked.readings if r.sensor == sensor)
+
+
+@pytest.mark.ros
+def test_the_node_asks_under_the_operators_words_and_says_what_it_dropped(tmp_path: Path) -> None:
+    pytest.importorskip('rclpy')
+    from std_msgs.msg import String
+
+    from tests import test_policy_node as real
+
+    text = real.WANDERER.read_text(encoding='utf-8')
+    policy = tmp_path / 'operated.yaml'
+    policy.write_text(f'{text}\nmission_topic: {{min_period_s: 60}}\n', encoding='utf-8')
+    socket = tmp_path / 'engine.sock'
+    world = real.World()
+    with contextlib.closing(world), real.engine(socket), real.node(socket, policy=policy):
+        words = world.node.create_publisher(String, '/mission', 1)
+        world.wait(words.get_subscription_count, 'the node listens')
+        world.wait(lambda: any(r.outcome == 'decided' for r in world.records), 'a decision')
+        words.publish(String(data=DOCK))
+        world.wait(lambda: world.records[-1].mission == DOCK, 'the words in a record')
+        words.publish(String(data='full speed'))
+        asked = len(world.records)
+        world.wait(lambda: len(world.records) > asked + 3 and world.records[-1].segments,
+                   'more ticks')
+        assert world.records[-1].mission == DOCK  # the second came too soon
+        assert world.records[-1].segments[0].text == f'mission: "{DOCK}"\n'
+        words.publish(String(data=''))
+        world.wait(lambda: world.records[-1].mission == '', 'the words taken back')

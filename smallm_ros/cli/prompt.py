@@ -7,6 +7,7 @@ holds; only the forward pass is missing, so that a vocabulary is enough and no w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections import Counter
@@ -90,14 +91,16 @@ def run(args: argparse.Namespace) -> int:
     view = View(policy, words, dry_run.pilot.declaration, Paint.of_terminal(), diff=args.diff)
     print('\n'.join(view.static()))
     shown = 0
-    for elapsed_s, tick in ticks:
-        begun = bool(tick.segments) if args.at is None else elapsed_s >= args.at
-        if shown or begun:
-            shown += 1
-            print('\n'.join(view.tick(elapsed_s, tick)), flush=True)
-        view.count(tick)
-        if shown and shown == args.ticks:
-            break
+    # Of a robot that runs, Ctrl-C is how one says that it is enough.
+    with contextlib.suppress(KeyboardInterrupt) if live else contextlib.nullcontext():
+        for elapsed_s, tick in ticks:
+            begun = bool(tick.segments) if args.at is None else elapsed_s >= args.at
+            if shown or begun:
+                shown += 1
+                print('\n'.join(view.tick(elapsed_s, tick)), flush=True)
+            view.count(tick)
+            if shown and shown == args.ticks:
+                break
     print('\n'.join(view.summary()))
     return 0 if view.asked else NO_PROMPT
 
