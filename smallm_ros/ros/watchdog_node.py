@@ -174,7 +174,7 @@ class WatchdogNode(Node):
         while not ending.is_set():
             steady.sleep_until(due_ns)
             now_ns = steady.now_ns()
-            self._tick(now_ns, now_ns - due_ns)
+            self._tick(now_ns - due_ns)
             due_ns += self._period_ns * max(1, -(-(steady.now_ns() - due_ns) // self._period_ns))
         for _ in range(FAREWELLS):
             self._publish_velocity(STOP)
@@ -206,13 +206,17 @@ class WatchdogNode(Node):
                             'without. Permit it: rtprio in limits.conf, LimitRTPRIO= in systemd, '
                             'or CAP_SYS_NICE')
 
-    def _tick(self, now_ns: int, late_ns: int) -> None:
+    def _tick(self, late_ns: int) -> None:
         answers: list[tuple[str, Callable[[Any], None]]] = []
         try:
-            inputs = self._take(now_ns, answers)
+            inputs = self._take(answers)
+            # After the takes: what the kernel put us aside for may have brought something newer
+            # than the tick's begin, and that is not from the future.
+            now_ns = steady.now_ns()
             output = self._gate.step(now_ns, inputs)
         except Exception as err:
             self._note_exception()
+            now_ns = steady.now_ns()
             output = self._gate.excepted(now_ns, repr(err))
         self._publish_velocity(output.velocity)
         before, self._last = self._last, output
@@ -228,9 +232,7 @@ class WatchdogNode(Node):
         except Exception as err:  # who asked has gone
             self._heard.drop(f'answer to a request: {err!r}')
 
-    def _take(
-        self, now_ns: int, answers: list[tuple[str, Callable[[Any], None]]],
-    ) -> Inputs:
+    def _take(self, answers: list[tuple[str, Callable[[Any], None]]]) -> Inputs:
         """Take all that is new; requests go to `answers` to be answered after the step."""
         ros_now_ns = self._ros_time.now_ns()
         # Only a clock that can pause may make an arrival younger than the steady clock says.
@@ -238,18 +240,19 @@ class WatchdogNode(Node):
         for name, ear in self._ears.items():
             message = take(ear)
             if message is not None:
-                self._heard.reading(name, message, now_ns, ros_arrival_ns)
+                self._heard.reading(name, message, steady.now_ns(), ros_arrival_ns)
         message = take(self._statuses)
         if message is not None:
-            status = self._heard.status_text(message.data, now_ns)
+            status = self._heard.status_text(message.data, steady.now_ns())
             if status is not None:
                 self._processes.watch((status.pid, status.start_ticks))
                 if status.worker_pid:
                     self._processes.watch((status.worker_pid, status.worker_start_ticks))
         message = take(self._commands)
         if message is not None:
-            self._heard.command_text(message.data, now_ns)
+            self._heard.command_text(message.data, steady.now_ns())
         pressed = [bool(message.data) for message in take_all(self._estops)]
+        now_ns = steady.now_ns()
         if pressed:
             self._estop_heard_ns = now_ns
             self._estop = pressed[-1]
@@ -260,7 +263,7 @@ class WatchdogNode(Node):
             if taken is not None:
                 answers.append((what, taken[1]))
         return Inputs(
-            ros_now_ns=ros_now_ns,
+            ros_now_ns=self._ros_time.known_ns(),
             simulated=self._ros_time.simulated,
             sensors=dict(self._heard.readings),
             command=self._heard.command,
