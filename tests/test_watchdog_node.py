@@ -201,8 +201,9 @@ class World:
         assert node_ticks is not None
         assert worker_ticks is not None
         self._status.publish(String(data=NodeStatus(
-            session='a' * 16, sequence=self._sequence, pid=node.pid, start_ticks=node_ticks,
-            active=True, engine='ready', worker_pid=worker.pid, worker_start_ticks=worker_ticks,
+            session='a' * 16, sequence=self._sequence, steady_ns=now_ns, pid=node.pid,
+            start_ticks=node_ticks, active=True,
+            engine='ready', worker_pid=worker.pid, worker_start_ticks=worker_ticks,
             progress=self._sequence, progress_ns=now_ns, in_flight=0, in_flight_since_ns=0,
             in_flight_bound_ns=0, request=0, misses=0, served=self._sequence,
             last_outcome='decided', **home,
@@ -692,6 +693,31 @@ def test_a_pipe_that_nobody_reads_stops_no_command(world: World) -> None:
     assert [v for _, v in world.velocities[-3:]] == [0.0, 0.0, 0.0]
     os.close(reading)
     os.close(writing)
+
+
+def herald_of(child: subprocess.Popen[str]) -> int:
+    [pid] = Path(f'/proc/{child.pid}/task/{child.pid}/children').read_text().split()
+    return int(pid)
+
+
+def test_a_herald_that_stands_still_delays_nothing_and_one_that_died_comes_back(
+    world: World,
+) -> None:
+    with watchdog() as child:
+        driving(world)
+        world.wait(lambda: world.state.get('publishers') == 1, 'a first look')
+        first = herald_of(child)
+        os.kill(first, signal.SIGSTOP)
+        told, count = world.state['steady_ns'], len(world.applied)
+        world.turn(3000)
+        assert world.state['steady_ns'] == told
+        assert len(world.applied) - count > 40
+        assert {applied.state for applied in world.applied[count:]} == {State.ACTIVE.value}
+        os.kill(first, signal.SIGKILL)
+        world.wait(lambda: world.state['steady_ns'] > told, 'another herald')
+        world.wait(lambda: world.state['publishers'] == 1, 'what it found')
+        assert herald_of(child) != first
+        assert world.applied[-1].state == State.ACTIVE.value
 
 
 def test_what_cannot_be_told_stops_nothing(

@@ -559,6 +559,10 @@ LEFT_BYTES = 1 << 30
 """What somebody who takes all memory leaves; less, and the kernel kills one of us all."""
 PIPE, DESCRIPTORS = _BlockedPipe(), _FewDescriptors()
 OWN = (
+    Fault('herald KILL', _signals('herald', signal.SIGKILL), frozenset(), leaves=False,
+          limit_ms=None, hold_s=1.0),
+    Fault('herald STOP 2 s', _signals('herald', signal.SIGSTOP), frozenset(),
+          undo=_wakes('herald'), leaves=False, limit_ms=None, hold_s=2.0),
     Fault('gate STOP 1 s', _stop_gate, frozenset({'own_gap', 'clock_jump', 'estop_silent'}),
           gaps=True,
           limit_ms=1000.0 + 2 * TICK_MS, after=BUSY, check=_base_stood),
