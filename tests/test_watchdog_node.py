@@ -57,6 +57,7 @@ from smallm_ros.ros.take import (
     take_all,
     take_request,
 )
+from smallm_ros.ros.transport import RANGE, share_nothing
 from smallm_ros.ros.watchdog_node import WatchdogNode
 
 pytestmark = [
@@ -693,6 +694,44 @@ def test_a_pipe_that_nobody_reads_stops_no_command(world: World) -> None:
     assert [v for _, v in world.velocities[-3:]] == [0.0, 0.0, 0.0]
     os.close(reading)
     os.close(writing)
+
+
+def fast_dds_segments(pid: int) -> list[str]:
+    lines = Path(f'/proc/{pid}/maps').read_text().splitlines()
+    return [line for line in lines if '/dev/shm/fast' in line]
+
+
+def test_the_watchdog_shares_no_memory_with_others_unless_told(
+    world: World, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with watchdog() as child:
+        world.wait(lambda: 'transport' in world.state, 'a state')
+        assert world.state['transport'] == 'nothing shared'
+        assert fast_dds_segments(child.pid) == []
+        assert fast_dds_segments(os.getpid()), 'this process does: Fast DDS would'
+    world.state.clear()
+    monkeypatch.setenv('FASTDDS_BUILTIN_TRANSPORTS', 'DEFAULT')
+    with watchdog() as child:
+        world.wait(lambda: 'transport' in world.state, 'a state')
+        assert world.state['transport'].startswith('shared memory')
+        assert fast_dds_segments(child.pid)
+
+
+@pytest.mark.parametrize(('given', 'added'), [
+    ({}, {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}),
+    ({'RMW_IMPLEMENTATION': 'rmw_fastrtps_dynamic_cpp'}, {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}),
+    ({'RMW_IMPLEMENTATION': 'rmw_cyclonedds_cpp'}, {}),
+    ({'FASTDDS_BUILTIN_TRANSPORTS': 'LARGE_DATA'}, {}),
+    ({'FASTRTPS_DEFAULT_PROFILES_FILE': '/mine.xml', RANGE: 'LOCALHOST'}, {}),
+    ({RANGE: 'LOCALHOST'}, {RANGE: 'SYSTEM_DEFAULT', 'FASTDDS_DEFAULT_PROFILES_FILE':
+                            str(ROOT / 'config' / 'watchdog_transport.xml')}),
+])
+def test_what_the_operator_chose_of_the_transport_stays(
+    given: dict[str, str], added: dict[str, str],
+) -> None:
+    environment = dict(given)
+    share_nothing(environment)
+    assert environment == {**given, **added}
 
 
 def herald_of(child: subprocess.Popen[str]) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import signal
 import sys
 import threading
@@ -62,6 +63,7 @@ from smallm_ros.ros.take import (
     take_all,
     take_request,
 )
+from smallm_ros.ros.transport import CHOSEN, share_nothing, shares_memory
 
 ESTOP_SILENT_NS = SECOND
 ESTOP_DEPTH = 10
@@ -150,7 +152,7 @@ class WatchdogNode(Node):
         in_a_minute = 60 * SECOND // self._period_ns
         self._late, self._gap = Jitter(in_a_minute), Jitter(in_a_minute)
         self._published_ns: int | None = None
-        self._scheduling, self._memory = 'other', 'pageable'
+        self._scheduling, self._memory, self._transport = 'other', 'pageable', ''
         self._last: Output | None = None
         self._lines = Lines(self.get_name())
         self._told_ns = steady.now_ns()
@@ -189,6 +191,11 @@ class WatchdogNode(Node):
 
     def _ask_the_kernel(self) -> None:
         """Ask for what makes the loop punctual, where that is wanted; go on without."""
+        self._transport = 'nothing shared'
+        if shares_memory():
+            self._transport = 'shared memory: whoever dies with a lock of it delays the loop'
+            self._lines.say('WARN', f'transport: {self._transport}. One of {", ".join(CHOSEN)} is '
+                            'set: without it the watchdog uses UDP alone')
         if self._lock_memory:
             why = _refused(process.lock_memory)
             self._memory = f'pageable: {why}' if why else 'locked'
@@ -357,6 +364,7 @@ class WatchdogNode(Node):
             'gap': {'minute': self._gap.last_minute(), 'start': self._gap.since_start()},
             'scheduling': self._scheduling,
             'memory': self._memory,
+            'transport': self._transport,
             'parameter_generation': output.generation,
             'out_of_order': self._gate.out_of_order,
             'parameter_sets_refused': self._limits.refused,
@@ -371,13 +379,14 @@ class WatchdogNode(Node):
         """Return what the herald is to tell, JSON's types only."""
         output, name = self._last, self.get_name()
         assert output is not None
-        refused = [text for text in (self._scheduling, self._memory) if ': ' in text]
+        asked = (self._scheduling, self._memory, self._transport)
+        refused = [text for text in asked if ': ' in text]
         return {
             'state': self._state_now(output),
             'gate': [f'{name}: gate', LEVELS[output.state][0],
                      f'{output.state.value}: {_because(output)}'],
             'loop': [f'{name}: loop', (diagnostics.WARN if refused else diagnostics.OK)[0],
-                     '; '.join(refused) or f'{self._scheduling}, {self._memory}'],
+                     '; '.join(refused) or ', '.join(asked)],
             'graph': f'{name}: graph',
         }
 
@@ -419,6 +428,7 @@ def main(
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, end)
+    share_nothing(os.environ)
     # Nothing of ROS writes to stderr from the loop: on a blocked pipe it would wait for ever.
     rclpy.init(args=[*(sys.argv if args is None else args), '--ros-args', '--disable-stdout-logs'],
                signal_handler_options=SignalHandlerOptions.NO)

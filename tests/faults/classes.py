@@ -157,8 +157,9 @@ MAIN = (
           frozenset({'worker_dead', 'engine_absent'}), limit_ms=DEATH_MS, main=True),
     Fault('worker STOP 1 s', _stop_worker, ENGINE, undo=_wake_worker, limit_ms=FREEZE_MS,
           hold_s=0.7, main=True),
+    # Drivers publish to the policy node over shared memory, and wait for one that was killed.
     Fault('policy KILL', _signals('policy', signal.SIGKILL), frozenset({'node_dead'}),
-          undo=System.start_policy_node, limit_ms=DEATH_MS, main=True),
+          undo=System.start_policy_node, limit_ms=DEATH_MS, after=NODE | SENSORS, main=True),
     Fault('policy STOP 1 s', _signals('policy', signal.SIGSTOP),
           frozenset({'status_silent', 'engine_stalled'}), undo=_wakes('policy'),
           limit_ms=FREEZE_MS, hold_s=0.7, main=True),
