@@ -30,6 +30,8 @@ FREEZE_MS = 350.0
 """H (300 ms) + T."""
 SILENCE_MS = 350.0
 """A sensor's limit (300 ms) + T."""
+REPEATED_MS = SILENCE_MS + 100.0
+"""The first message with that stamp is new: a sensor's period and its lateness come on top."""
 TICK_MS = 100.0
 """T + X: what is seen in the very next tick."""
 NEXT_ANSWER_MS = 650.0
@@ -299,9 +301,9 @@ ALL_SENSORS = (
         _sensor('stamp 10 ms ahead', of, {'offset_ns': 10 * MS}, **UNHARMED),
         _sensor('stamp 1 s ahead', of, {'offset_ns': SECOND}, STAMP),
         _sensor('stamp 10 years ahead', of, {'offset_ns': 315_360_000 * SECOND}, STAMP),
-        _sensor('stamp frozen', of, {'stamp': 'frozen'}, STAMP, limit_ms=SILENCE_MS + 50),
+        _sensor('stamp frozen', of, {'stamp': 'frozen'}, STAMP, limit_ms=REPEATED_MS),
         _sensor('out of order', of, {'stamp': 'swapped'}, **UNHARMED),
-        _sensor('repeated', of, {'stamp': 'repeat'}, STAMP, limit_ms=SILENCE_MS + 50),
+        _sensor('repeated', of, {'stamp': 'repeat'}, STAMP, limit_ms=REPEATED_MS),
         _sensor('flood 10x', of, {'times': 10}, **UNHARMED),
         _sensor('flood 100x', of, {'times': 100}, **UNHARMED),
     )),
