@@ -448,16 +448,18 @@ MIDDLEWARE = (
     Fault('second cmd_vel publisher', _intrudes('publisher'), frozenset({'second_publisher'}),
           undo=_leaves_alone, limit_ms=GRAPH_MS, after=START | {'second_publisher'},
           check=_latches('FAULT_LATCHED', 'second_publisher')),
-    Fault('50 killed DDS processes', _dies_often, frozenset(), undo=_leaves_alone,
-          leaves=False, limit_ms=None),
+    # Everybody who uses shared memory stumbles over what they leave, and fifty starts are a load.
+    Fault('50 killed DDS processes', _dies_often, BUSY, undo=_leaves_alone,
+          leaves=None, after=BUSY, limit_ms=None),
     Fault('garbage on the topics, as often', _intrudes('garbage', 1), NODE, undo=_leaves_alone,
           **UNHARMED, check=_dropped),
     Fault('garbage on the topics, 10x', _intrudes('garbage', 10), NODE, undo=_leaves_alone,
           **UNHARMED, check=_dropped),
-    Fault('16 MB on the topics', _intrudes('huge', 16 << 20), NODE, undo=_leaves_alone,
-          **{**UNHARMED, 'hold_s': 3.0}, check=_dropped),
+    # What floods one socket is lost to whatever else comes there: sensors, too.
+    Fault('16 MB on the topics', _intrudes('huge', 16 << 20), BUSY, undo=_leaves_alone,
+          **{**UNHARMED, 'hold_s': 3.0}, after=BUSY, check=_dropped),
     Fault('64 MB on the topics', _intrudes('huge', 64 << 20), BUSY, undo=_leaves_alone,
-          **{**UNHARMED, 'hold_s': 6.0}, check=_dropped),
+          **{**UNHARMED, 'hold_s': 6.0}, after=BUSY, check=_dropped),
     Fault('parameter tightened', _tightens, frozenset(), undo=System.start_gate, leaves=False,
           after=START, limit_ms=None, hold_s=0.8, check=_keeps_to_it),
     Fault('parameters swapped under load', _swaps_under_load, BUSY, undo=_leaves_and_starts,
@@ -681,8 +683,9 @@ IN_STATES: tuple[tuple[str, Callable[[System], int]], ...] = (
 PRESSED = frozenset({'estop'})
 ESTOP = (
     Fault('estop pressed', _press, PRESSED, undo=System.heal, limit_ms=TICK_MS, after=NODE),
-    *(Fault(f'estop in {state}', _presses_in(state, before), START | PRESSED,
-            undo=_heals_all, limit_ms=TICK_MS, after=START | PRESSED, detect=_latched_ns,
+    # In STANDBY the press may come before the middleware has connected the two; it stands anyway.
+    *(Fault(f'estop in {state}', _presses_in(state, before), START | PRESSED, undo=_heals_all,
+            limit_ms=GRAPH_MS if state == 'STANDBY' else TICK_MS, after=START | PRESSED, detect=_latched_ns,
             check=_stays) for state, before in IN_STATES),
     Fault('estop in FAULT_LATCHED', _press_when_latched, frozenset({'exceptions'}),
           undo=System.heal, limit_ms=None, leaves=None, after=START | {'exception', 'exceptions'},
