@@ -40,6 +40,8 @@ GRAPH_MS = 3300.0
 """Discovery, which repeats itself each 3 s by Fast DDS' default, a count each 200 ms, a tick."""
 STAND_MS = 850.0
 """A sensor's limit, a tick, and the brakes."""
+SILENT_MS = 1110.0
+"""The emergency stop's time-out, a tick until its last word was taken, a tick, and a little."""
 BASE_STOPS_MS = 550.0
 """The base's own time-out, and a tick."""
 
@@ -685,8 +687,8 @@ ESTOP = (
     Fault('estop pressed', _press, PRESSED, undo=System.heal, limit_ms=TICK_MS, after=NODE),
     # In STANDBY the press may come before the middleware has connected the two; it stands anyway.
     *(Fault(f'estop in {state}', _presses_in(state, before), START | PRESSED, undo=_heals_all,
-            limit_ms=GRAPH_MS if state == 'STANDBY' else TICK_MS, after=START | PRESSED, detect=_latched_ns,
-            check=_stays) for state, before in IN_STATES),
+            limit_ms=GRAPH_MS if state == 'STANDBY' else TICK_MS, after=START | PRESSED,
+            detect=_latched_ns, check=_stays) for state, before in IN_STATES),
     Fault('estop in FAULT_LATCHED', _press_when_latched, frozenset({'exceptions'}),
           undo=System.heal, limit_ms=None, leaves=None, after=START | {'exception', 'exceptions'},
           hold_s=1.0, check=_stays_latched),
@@ -695,7 +697,7 @@ ESTOP = (
     Fault('estop flapping', _spoils(estop='flap'), PRESSED, undo=System.heal, limit_ms=TICK_MS,
           hold_s=1.0, check=_stays),
     Fault('estop silent', _spoils(estop='silent'), frozenset({'estop_silent'}), undo=System.heal,
-          limit_ms=1050.0, check=_stays),
+          limit_ms=SILENT_MS, check=_stays),
     Fault('estop released, not reset', _press_and_release, PRESSED, limit_ms=TICK_MS, hold_s=1.5,
           check=_stays),
     Fault('estop reset while pressed', _press_and_reset, PRESSED, undo=System.heal,
