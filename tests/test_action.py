@@ -39,7 +39,8 @@ COMMAND: dict[str, Any] = {
     'valid_until_ns': 4_000, 'confidence': 0.9, 'partial': False, 'host': 'robot', 'boot': 'b',
 }
 STATUS: dict[str, Any] = {
-    'version': 1, 'session': '0123456789abcdef', 'sequence': 1, 'pid': 5, 'start_ticks': 6,
+    'version': 1, 'session': '0123456789abcdef', 'sequence': 1, 'steady_ns': 4,
+    'pid': 5, 'start_ticks': 6,
     'active': True, 'engine': 'ready', 'worker_pid': 0, 'worker_start_ticks': 0, 'progress': 0,
     'progress_ns': 0, 'in_flight': 0, 'in_flight_since_ns': 0, 'in_flight_bound_ns': 0,
     'request': 0, 'misses': 0, 'served': 0, 'last_outcome': '', 'host': 'robot', 'boot': 'b',

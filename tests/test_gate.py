@@ -108,7 +108,8 @@ class Story:
         counts = self.sequences[self.session]
         counts[0] += 1
         values: dict[str, Any] = {
-            'session': self.session, 'sequence': counts[0], 'pid': self.node[0],
+            'session': self.session, 'sequence': counts[0], 'steady_ns': now_ns,
+            'pid': self.node[0],
             'start_ticks': self.node[1], 'active': True, 'engine': 'ready',
             'worker_pid': self.worker[0], 'worker_start_ticks': self.worker[1], 'progress': 1,
             'progress_ns': now_ns, 'in_flight': 0, 'in_flight_since_ns': 0,

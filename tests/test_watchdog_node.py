@@ -57,6 +57,7 @@ from smallm_ros.ros.take import (
     take_all,
     take_request,
 )
+from smallm_ros.ros.transport import RANGE, share_nothing
 from smallm_ros.ros.watchdog_node import WatchdogNode
 
 pytestmark = [
@@ -203,8 +204,9 @@ class World:
         assert node_ticks is not None
         assert worker_ticks is not None
         self._status.publish(String(data=NodeStatus(
-            session='a' * 16, sequence=self._sequence, pid=node.pid, start_ticks=node_ticks,
-            active=True, engine='ready', worker_pid=worker.pid, worker_start_ticks=worker_ticks,
+            session='a' * 16, sequence=self._sequence, steady_ns=now_ns, pid=node.pid,
+            start_ticks=node_ticks, active=True,
+            engine='ready', worker_pid=worker.pid, worker_start_ticks=worker_ticks,
             progress=self._sequence, progress_ns=now_ns, in_flight=0, in_flight_since_ns=0,
             in_flight_bound_ns=0, request=0, misses=0, served=self._sequence,
             last_outcome='decided', **home,
@@ -552,7 +554,7 @@ def test_limits_tighten_at_once_and_loosen_in_hold_only(world: World) -> None:
         assert 'HOLD' in why
         world.turn(500)
         assert max(a.linear_x_m_s for a in world.applied[-5:]) <= 0.1
-        world.wait(lambda: world.state['parameter_sets_refused'] == 1, 'the refusal, counted')
+        world.wait(lambda: world.state.get('parameter_sets_refused') == 1, 'the refusal, counted')
         assert world.state['parameter_generation'] == 2
     with watchdog(auto_arm=False):
         world.wait_for(State.HOLD)
@@ -659,7 +661,7 @@ def test_a_second_publisher_and_what_does_not_fit_are_named(
         stranger, base = strangers
         stranger.create_publisher(String, '/policy_node/status', 1)
         base.create_subscription(Twist, '/cmd_vel', lambda m: None, 1)
-        world.wait(lambda: len(world.state['graph']) == 2, 'what does not fit')
+        world.wait(lambda: len(world.state.get('graph', ())) == 2, 'what does not fit')
         text = '; '.join(world.state['graph'])
         assert '/base listens to /cmd_vel as geometry_msgs/msg/Twist' in text
         assert '/stranger publishes /policy_node/status with a QoS that does not fit' in text
@@ -667,7 +669,7 @@ def test_a_second_publisher_and_what_does_not_fit_are_named(
         assert world.applied[-1].state != 'FAULT_LATCHED'
         stranger.create_publisher(TwistStamped, '/cmd_vel', 1)
         world.wait_for(State.FAULT_LATCHED)
-        world.wait(lambda: world.state['other_publishers'] == ['/stranger'], 'the name')
+        world.wait(lambda: world.state.get('other_publishers') == ['/stranger'], 'the name')
 
 
 @pytest.fixture
@@ -749,6 +751,69 @@ def test_a_pipe_that_nobody_reads_stops_no_command(world: World) -> None:
     os.close(writing)
 
 
+def fast_dds_segments(pid: int) -> list[str]:
+    lines = Path(f'/proc/{pid}/maps').read_text().splitlines()
+    return [line for line in lines if '/dev/shm/fast' in line]
+
+
+def test_the_watchdog_shares_no_memory_with_others_unless_told(
+    world: World, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with watchdog() as child:
+        world.wait(lambda: 'transport' in world.state, 'a state')
+        assert world.state['transport'] == 'nothing shared'
+        assert fast_dds_segments(child.pid) == []
+        assert fast_dds_segments(os.getpid()), 'this process does: Fast DDS would'
+    world.state.clear()
+    monkeypatch.setenv('FASTDDS_BUILTIN_TRANSPORTS', 'DEFAULT')
+    with watchdog() as child:
+        world.wait(lambda: 'transport' in world.state, 'a state')
+        assert world.state['transport'].startswith('shared memory')
+        assert fast_dds_segments(child.pid)
+
+
+@pytest.mark.parametrize(('given', 'added'), [
+    ({}, {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}),
+    ({'RMW_IMPLEMENTATION': 'rmw_fastrtps_dynamic_cpp'}, {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}),
+    ({'RMW_IMPLEMENTATION': 'rmw_cyclonedds_cpp'}, {}),
+    ({'FASTDDS_BUILTIN_TRANSPORTS': 'LARGE_DATA'}, {}),
+    ({'FASTRTPS_DEFAULT_PROFILES_FILE': '/mine.xml', RANGE: 'LOCALHOST'}, {}),
+    ({RANGE: 'LOCALHOST'}, {RANGE: 'SYSTEM_DEFAULT', 'FASTDDS_DEFAULT_PROFILES_FILE':
+                            str(ROOT / 'config' / 'watchdog_transport.xml')}),
+])
+def test_what_the_operator_chose_of_the_transport_stays(
+    given: dict[str, str], added: dict[str, str],
+) -> None:
+    environment = dict(given)
+    share_nothing(environment)
+    assert environment == {**given, **added}
+
+
+def herald_of(child: subprocess.Popen[str]) -> int:
+    [pid] = Path(f'/proc/{child.pid}/task/{child.pid}/children').read_text().split()
+    return int(pid)
+
+
+def test_a_herald_that_stands_still_delays_nothing_and_one_that_died_comes_back(
+    world: World,
+) -> None:
+    with watchdog() as child:
+        driving(world)
+        world.wait(lambda: world.state.get('publishers') == 1, 'a first look')
+        first = herald_of(child)
+        os.kill(first, signal.SIGSTOP)
+        told, count = world.state['steady_ns'], len(world.applied)
+        world.turn(3000)
+        assert world.state['steady_ns'] == told
+        assert len(world.applied) - count > 40
+        assert {applied.state for applied in world.applied[count:]} == {State.ACTIVE.value}
+        os.kill(first, signal.SIGKILL)
+        world.wait(lambda: world.state.get('steady_ns', 0) > told, 'another herald')
+        world.wait(lambda: world.state.get('publishers') == 1, 'what it found')
+        assert herald_of(child) != first
+        assert world.applied[-1].state == State.ACTIVE.value
+
+
 def test_what_cannot_be_told_stops_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -759,7 +824,7 @@ def test_what_cannot_be_told_stops_nothing(
         monkeypatch.setattr(node._parameter_requests, 'answer_waiting', lambda *_: 1 / 0)
         heard = subscribe(world.node, TwistStamped, '/cmd_vel', qos.CMD_VEL)
         world.wait(lambda: node._cmd_vel.get_subscription_count() == 1, 'discovery')
-        node._tick(steady.now_ns(), 0)
+        node._tick(0)
         end_ns = steady.now_ns() + 5 * SECOND
         while take(heard) is None:
             assert steady.now_ns() < end_ns
@@ -780,9 +845,8 @@ def test_a_step_that_raises_publishes_a_stop_and_three_latch(
         heard = subscribe(world.node, TwistStamped, '/cmd_vel', qos.CMD_VEL)
         world.wait(lambda: node._cmd_vel.get_subscription_count() == 1, 'discovery')
         monkeypatch.setattr(node._gate, 'step', lambda *_: 1 / 0)
-        start_ns = steady.now_ns()
         for n, state in enumerate((State.STANDBY, State.STANDBY, State.FAULT_LATCHED)):
-            node._tick(start_ns + n * 50 * MS, 0)
+            node._tick(0)
             assert node._gate.state is state
             assert node._last is not None
             assert node._last.sequence == n + 1

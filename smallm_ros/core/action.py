@@ -220,6 +220,8 @@ class NodeStatus(_Frame):
     version: Literal[1] = 1
     session: Session
     sequence: Annotated[int, Field(ge=1)]
+    steady_ns: Steady
+    """Steady time at which it was said."""
     pid: Annotated[int, Field(gt=0)]
     start_ticks: Steady
     """Start time from /proc/PID/stat: a reused pid is another process."""

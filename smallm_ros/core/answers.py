@@ -14,7 +14,7 @@ from collections import deque
 from smallm_ros.core.action import ActionSpace, Command, NodeStatus, Velocity
 from smallm_ros.core.cause import Cause, Dwells, Finding
 from smallm_ros.core.clock import MS, SECOND
-from smallm_ros.core.facts import CommandArrival, Inputs, Process
+from smallm_ros.core.facts import CommandArrival, Inputs, Process, StatusArrival
 from smallm_ros.core.policy import Policy
 
 
@@ -66,7 +66,7 @@ class Answers:
         self._dwells = dwells
         self._auto_arm = auto_arm
         self.status: NodeStatus | None = None
-        self._status_arrival_ns = 0
+        self._status_arrival_ns = self._status_ns = 0
         self.accepted: Command | None = None
         self.good = 0
         self._judged_ns: int | None = None
@@ -137,7 +137,7 @@ class Answers:
         if old is not None and old.session == status.session:
             if status.sequence <= old.sequence:
                 return []
-            self.status, self._status_arrival_ns = status, arrival.arrival_ns
+            self._note(arrival)
             self._batches.hear(status, arrival.arrival_ns)
             missed = status.misses - old.misses
             if missed <= 0 or status.engine != 'ready':
@@ -149,7 +149,7 @@ class Answers:
                 Cause.SESSION_FOREIGN,
                 f'session {status.session} speaks while {old.session} is live',
             )]
-        self.status, self._status_arrival_ns = status, arrival.arrival_ns
+        self._note(arrival)
         self.accepted = None
         self.good = 0
         self._last_sequence = self._last_request = 0
@@ -161,6 +161,11 @@ class Answers:
             Cause.SESSION_NEW, f'session {status.session} follows {old.session}: arm again',
         )]
 
+    def _note(self, arrival: StatusArrival) -> None:
+        """Keep a status. Silence counts from when it was said, or heard where that was sooner."""
+        self.status, self._status_arrival_ns = arrival.status, arrival.arrival_ns
+        self._status_ns = min(arrival.status.steady_ns, arrival.arrival_ns)
+
     def _gone(self, now_ns: int, inputs: Inputs) -> Finding | None:
         """Whether the live session's node has ended or fallen silent."""
         status = self.status
@@ -168,7 +173,7 @@ class Answers:
             return Finding(Cause.STATUS_NEVER, 'no status of a policy node yet')
         if (status.pid, status.start_ticks) in inputs.dead:
             return Finding(Cause.NODE_DEAD, f'policy node, pid {status.pid}, has ended')
-        silent_ns = now_ns - self._status_arrival_ns
+        silent_ns = now_ns - self._status_ns
         limit_ns = round(self._policy.control.status_limit_ms * MS)
         if silent_ns > limit_ns:
             return Finding(

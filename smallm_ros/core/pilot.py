@@ -219,13 +219,13 @@ class Pilot:
     def activate(self, now_ns: int) -> list[Do]:
         """Begin to tick, at the next step."""
         self._next_tick_ns = now_ns
-        return [self._tell()]
+        return [self._tell(now_ns)]
 
     def deactivate(self, now_ns: int) -> list[Do]:
         """Stop ticking, take back what is open and tell the watchdog at once."""
         self._next_tick_ns = None
         self._text_due = 0
-        return [*self._take_back(now_ns, 'cancelled', 'deactivated'), self._tell()]
+        return [*self._take_back(now_ns, 'cancelled', 'deactivated'), self._tell(now_ns)]
 
     def step(self, now_ns: int, ros_now_ns: int) -> list[Do]:
         """Do what is due at this instant; called each control period."""
@@ -240,7 +240,7 @@ class Pilot:
             self.skipped_ticks += late
             self._next_tick_ns += (late + 1) * self._policy.decision_period_ns
             out += self._tick(now_ns, ros_now_ns)
-        return [*out, self._tell()]
+        return [*out, self._tell(now_ns)]
 
     def receive(self, event: EngineEvent, now_ns: int) -> list[Do]:
         """Take in what the engine said."""
@@ -476,12 +476,13 @@ class Pilot:
         self._progress = None
         self._declare_again = False
 
-    def _tell(self) -> Tell:
+    def _tell(self, now_ns: int) -> Tell:
         self._statuses += 1
         progress = self._progress
         return Tell(NodeStatus(
             session=self._identity.session,
             sequence=self._statuses,
+            steady_ns=now_ns,
             pid=self._identity.pid,
             start_ticks=self._identity.start_ticks,
             active=self.active,

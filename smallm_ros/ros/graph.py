@@ -1,35 +1,86 @@
 """What is wrong with the others on the graph: who else drives, who cannot be heard, and why.
 
-To be looked at from a side thread: discovery's locks may be held. What it finds is said, and the
-number of publishers on the output topic goes to the gate.
+Asked from a process that may wait: discovery's locks may be held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rclpy.duration import Duration, Infinite
 from rclpy.node import Node
-from rclpy.qos import LivelinessPolicy, QoSCompatibility, QoSProfile, qos_check_compatible
+from rclpy.qos import (
+    DurabilityPolicy,
+    HistoryPolicy,
+    LivelinessPolicy,
+    QoSCompatibility,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_check_compatible,
+)
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A publisher or subscription of a node: what others must fit."""
+
+    topic: str
+    """Resolved, from the root."""
+    kind: str
+    """Of its messages, `package/msg/Name`."""
+    profile: QoSProfile
+
+    @classmethod
+    def of(cls, ours: Any) -> Endpoint:
+        """Return that of a publisher or subscription of rclpy's."""
+        kind = ours.msg_type
+        return cls(
+            ours.topic_name, f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}',
+            ours.qos_profile)
+
+    def words(self) -> dict[str, Any]:
+        """Return it in JSON's types."""
+        profile = self.profile
+        return {
+            'topic': self.topic, 'kind': self.kind, 'depth': profile.depth,
+            'history': int(profile.history), 'reliability': int(profile.reliability),
+            'durability': int(profile.durability), 'liveliness': int(profile.liveliness),
+            'deadline_ns': profile.deadline.nanoseconds,
+            'lease_ns': profile.liveliness_lease_duration.nanoseconds,
+        }
+
+    @classmethod
+    def of_words(cls, words: Mapping[str, Any]) -> Endpoint:
+        """Return what `words` says."""
+        return cls(words['topic'], words['kind'], QoSProfile(
+            depth=words['depth'], history=HistoryPolicy(words['history']),
+            reliability=ReliabilityPolicy(words['reliability']),
+            durability=DurabilityPolicy(words['durability']),
+            liveliness=LivelinessPolicy(words['liveliness']),
+            deadline=Duration(nanoseconds=words['deadline_ns']),
+            liveliness_lease_duration=Duration(nanoseconds=words['lease_ns']),
+        ))
+
+
 class Graph:
-    """The others, as a node with one output that nobody else may publish sees them."""
+    """The others, as the node `own` with one output that nobody else may publish sees them."""
 
     def __init__(
-        self, node: Node, output: Any | None, inputs: Sequence[Any], shared: Sequence[Any] = (),
-        *, simulated: bool,
+        self, node: Node, own: str, output: Endpoint | None, inputs: Sequence[Endpoint],
+        shared: Sequence[Endpoint] = (), *, simulated: bool,
     ) -> None:
         """`output` is None where there is none; on those in `shared` others may publish too."""
         self._node = node
+        self._own = own
         self._output = output
         self._shared = shared
         self._inputs = inputs
         self._simulated = simulated
-        self.publishers: int | None = None
-        """Publishers on the output topic, the node's own among them; None before a look."""
+        self.publishers = 0
+        """Publishers on the output topic, the node's own among them."""
         self.others: tuple[str, ...] = ()
         """Whose they are, the node's own left out."""
         self.wrong: tuple[str, ...] = ()
@@ -38,25 +89,24 @@ class Graph:
     def count(self) -> None:
         """Count who publishes on the output topic; may block."""
         if self._output is not None:
-            self.publishers = self._node.count_publishers(self._output.topic_name)
+            self.publishers = self._node.count_publishers(self._output.topic)
 
     def look(self) -> None:
         """Look around; may block."""
         node, output = self._node, self._output
         wrong = []
         if output is not None:
-            topic = output.topic_name
-            there = sorted(_whose(each) for each in node.get_publishers_info_by_topic(topic))
-            own = node.get_fully_qualified_name()
-            if own in there:
-                there.remove(own)
+            there = sorted(
+                _whose(each) for each in node.get_publishers_info_by_topic(output.topic))
+            if self._own in there:
+                there.remove(self._own)
             self.others = tuple(there)
-            wrong = [f'{topic} is published by {other} too' for other in there]
+            wrong = [f'{output.topic} is published by {other} too' for other in there]
         for mouth in (*(() if output is None else (output,)), *self._shared):
-            for listener in node.get_subscriptions_info_by_topic(mouth.topic_name):
+            for listener in node.get_subscriptions_info_by_topic(mouth.topic):
                 wrong += _misfit(listener, mouth, listener.qos_profile, listens=True)
         for ear in self._inputs:
-            for speaker in node.get_publishers_info_by_topic(ear.topic_name):
+            for speaker in node.get_publishers_info_by_topic(ear.topic):
                 wrong += _misfit(speaker, ear, speaker.qos_profile, listens=False)
         if self._simulated and (clocks := node.count_publishers('/clock')) > 1:
             wrong.append(f'{clocks} publishers on /clock: ROS time will jump between them')
@@ -67,15 +117,15 @@ def _whose(endpoint: TopicEndpointInfo) -> str:
     return f'{endpoint.node_namespace.rstrip("/")}/{endpoint.node_name}'
 
 
-def _misfit(endpoint: TopicEndpointInfo, ours: Any, theirs: Any, *, listens: bool) -> list[str]:
+def _misfit(
+    endpoint: TopicEndpointInfo, ours: Endpoint, theirs: QoSProfile, *, listens: bool,
+) -> list[str]:
     """Say why the endpoint of another on a topic of ours is not connected to it."""
     verb = 'listens to' if listens else 'publishes'
-    kind = '/'.join(part for part in (
-        ours.msg_type.__module__.split('.')[0], 'msg', ours.msg_type.__name__))
-    said = f'{_whose(endpoint)} {verb} {ours.topic_name}'
-    if endpoint.topic_type != kind:
-        return [f'{said} as {endpoint.topic_type}, here it is {kind}']
-    own = _as_discovered(ours.qos_profile)
+    said = f'{_whose(endpoint)} {verb} {ours.topic}'
+    if endpoint.topic_type != ours.kind:
+        return [f'{said} as {endpoint.topic_type}, here it is {ours.kind}']
+    own = _as_discovered(ours.profile)
     compatible, why = qos_check_compatible(*((own, theirs) if listens else (theirs, own)))
     if compatible == QoSCompatibility.ERROR:
         return [f'{said} with a QoS that does not fit: {why.strip()}'[:300]]

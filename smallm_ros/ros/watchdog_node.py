@@ -2,10 +2,10 @@
 
 The gate in a process of its own. It holds when every other process has stopped: no executor, no
 model, no engine in here. One loop on absolute steady deadlines takes what is new, steps the gate,
-publishes; then, with what is left of the period, it answers requests. Whatever can block is a side
-thread's: the graph, ~/state and /diagnostics one's, stderr another's. A step that raises publishes
-a stop; if not even that can be published, the process ends and the base's own time-out stops the
-robot.
+publishes; then, with what is left of the period, it answers requests. Whatever can block is
+another's: the graph, ~/state and /diagnostics the herald's, a process of its own; stderr a
+thread's. A step that raises publishes a stop; if not even that can be published, the process ends
+and the base's own time-out stops the robot.
 
 A watchdog that was killed and started again is in HOLD and stays there until somebody arms it.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import gc
-import json
+import os
 import signal
 import sys
 import threading
@@ -27,7 +27,6 @@ from typing import Any
 
 import rclpy
 from builtin_interfaces.msg import Time
-from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Twist, TwistStamped
 from rclpy.duration import Duration
 from rclpy.node import Node
@@ -46,8 +45,9 @@ from smallm_ros.core.policy import load_policy
 from smallm_ros.process import ProcessWatch
 from smallm_ros.ros import diagnostics, qos
 from smallm_ros.ros.convert.common import ros_stamp
-from smallm_ros.ros.graph import Graph
+from smallm_ros.ros.graph import Endpoint
 from smallm_ros.ros.heard import Heard
+from smallm_ros.ros.herald import Herald
 from smallm_ros.ros.jitter import Jitter
 from smallm_ros.ros.limits import Limits
 from smallm_ros.ros.lines import Lines
@@ -64,15 +64,16 @@ from smallm_ros.ros.take import (
     take_all,
     take_request,
 )
+from smallm_ros.ros.transport import CHOSEN, share_nothing, shares_memory
 
 ESTOP_SILENT_NS = SECOND
 ESTOP_DEPTH = 10
 """With 1 a release would overwrite a press between two looks; every look takes them all."""
-SIDE_PERIOD_S = 1.0
-COUNT_PERIOD_S = 0.2
-"""How often it is counted who publishes on the output topic."""
+TOLD_NS = SECOND
+"""Between two times that ~/state and /diagnostics are told."""
+GOODBYE_S = 1.0
 SWITCH_S = 0.0005
-"""How long a side thread's Python may make the loop wait; the interpreter's own is 5 ms."""
+"""How long another thread's Python may make the loop wait; the interpreter's own is 5 ms."""
 FAREWELLS = 3
 FAREWELL_NS = 200 * MS
 
@@ -125,8 +126,6 @@ class WatchdogNode(Node):
         self._outputs = Outputs(
             policy, lambda kind, topic: self.create_publisher(kind, topic, qos.OUTPUT))
         self._applied = self.create_publisher(String, '~/applied', qos.APPLIED)
-        self._state = self.create_publisher(String, '~/state', qos.STATE)
-        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._ears = {
             name: subscribe(self, message_class(sensor.type), sensor.topic, qos.SENSOR)
             for name, sensor in policy.sensors.items()
@@ -138,11 +137,14 @@ class WatchdogNode(Node):
         self._estops = subscribe(self, Bool, 'estop', qos.estop(ESTOP_DEPTH))
         self._arm = serve(self, Trigger, '~/arm')
         self._reset = serve(self, Trigger, '~/reset')
-        self._graph = Graph(
-            self, self._cmd_vel,
-            (*self._ears.values(), self._commands, self._statuses, self._estops),
-            tuple(self._outputs.publishers.values()), simulated=self._ros_time.simulated,
-        )
+        self._herald = Herald({
+            'name': self.get_fully_qualified_name(),
+            'output': None if self._cmd_vel is None else Endpoint.of(self._cmd_vel).words(),
+            'shared': [Endpoint.of(each).words() for each in self._outputs.publishers.values()],
+            'inputs': [Endpoint.of(ear).words() for ear in (
+                *self._ears.values(), self._commands, self._statuses, self._estops)],
+            'simulated': self._ros_time.simulated,
+        })
         self._processes = ProcessWatch()
         self._heard = Heard(policy)
         self._estop = False
@@ -154,11 +156,10 @@ class WatchdogNode(Node):
         in_a_minute = 60 * SECOND // self._period_ns
         self._late, self._gap = Jitter(in_a_minute), Jitter(in_a_minute)
         self._published_ns: int | None = None
-        self._scheduling, self._memory = 'other', 'pageable'
+        self._scheduling, self._memory, self._transport = 'other', 'pageable', ''
         self._last: Output | None = None
         self._lines = Lines(self.get_name())
-        self._ended = threading.Event()
-        self._side = threading.Thread(target=self._tell_people, name='side', daemon=True)
+        self._told_ns = steady.now_ns()
         if self._auto_arm:
             self._lines.say(
                 'WARN', 'auto_arm: motion starts by itself; for simulation and replay only')
@@ -168,7 +169,7 @@ class WatchdogNode(Node):
     def run(self, ending: threading.Event) -> None:
         """Publish each control period until `ending` is set, then stop the base."""
         self._lines.start()
-        self._side.start()
+        self._herald.turn(steady.now_ns())
         # What exists now stays: a collection over all of it would make a tick 100 ms late.
         gc.collect()
         gc.freeze()
@@ -178,7 +179,7 @@ class WatchdogNode(Node):
         while not ending.is_set():
             steady.sleep_until(due_ns)
             now_ns = steady.now_ns()
-            self._tick(now_ns, now_ns - due_ns)
+            self._tick(now_ns - due_ns)
             due_ns += self._period_ns * max(1, -(-(steady.now_ns() - due_ns) // self._period_ns))
         for _ in range(FAREWELLS):
             self._publish_velocity(STOP)
@@ -190,15 +191,18 @@ class WatchdogNode(Node):
         self._lines.say('INFO', 'ended; the last command was stop')
 
     def close(self) -> None:
-        """End the side threads and give descriptors back."""
-        self._ended.set()
-        if self._side.is_alive():
-            self._side.join(timeout=2 * SIDE_PERIOD_S)
-        self._lines.close(SIDE_PERIOD_S)
+        """End what runs beside the loop and give descriptors back."""
+        self._herald.close()
+        self._lines.close(GOODBYE_S)
         self._processes.close()
 
     def _ask_the_kernel(self) -> None:
         """Ask for what makes the loop punctual, where that is wanted; go on without."""
+        self._transport = 'nothing shared'
+        if shares_memory():
+            self._transport = 'shared memory: whoever dies with a lock of it delays the loop'
+            self._lines.say('WARN', f'transport: {self._transport}. One of {", ".join(CHOSEN)} is '
+                            'set: without it the watchdog uses UDP alone')
         if self._lock_memory:
             why = _refused(process.lock_memory)
             self._memory = f'pageable: {why}' if why else 'locked'
@@ -213,13 +217,17 @@ class WatchdogNode(Node):
                             'without. Permit it: rtprio in limits.conf, LimitRTPRIO= in systemd, '
                             'or CAP_SYS_NICE')
 
-    def _tick(self, now_ns: int, late_ns: int) -> None:
+    def _tick(self, late_ns: int) -> None:
         answers: list[tuple[str, Callable[[Any], None]]] = []
         try:
-            inputs = self._take(now_ns, answers)
+            inputs = self._take(answers)
+            # After the takes: what the kernel put us aside for may have brought something newer
+            # than the tick's begin, and that is not from the future.
+            now_ns = steady.now_ns()
             output = self._gate.step(now_ns, inputs)
         except Exception as err:
             self._note_exception()
+            now_ns = steady.now_ns()
             output = self._gate.excepted(now_ns, repr(err))
         self._publish_velocity(output.velocity)
         before, self._last = self._last, output
@@ -238,10 +246,12 @@ class WatchdogNode(Node):
             self._replies.send_due(now_ns)
         except Exception as err:  # who asked has gone
             self._heard.drop(f'answer to a request: {err!r}')
+        try:
+            self._tell_people(now_ns)
+        except Exception:
+            self._note_exception()
 
-    def _take(
-        self, now_ns: int, answers: list[tuple[str, Callable[[Any], None]]],
-    ) -> Inputs:
+    def _take(self, answers: list[tuple[str, Callable[[Any], None]]]) -> Inputs:
         """Take all that is new; requests go to `answers` to be answered after the step."""
         ros_now_ns = self._ros_time.now_ns()
         # Only a clock that can pause may make an arrival younger than the steady clock says.
@@ -249,18 +259,19 @@ class WatchdogNode(Node):
         for name, ear in self._ears.items():
             message = take(ear)
             if message is not None:
-                self._heard.reading(name, message, now_ns, ros_arrival_ns)
+                self._heard.reading(name, message, steady.now_ns(), ros_arrival_ns)
         message = take(self._statuses)
         if message is not None:
-            status = self._heard.status_text(message.data, now_ns)
+            status = self._heard.status_text(message.data, steady.now_ns())
             if status is not None:
                 self._processes.watch((status.pid, status.start_ticks))
                 if status.worker_pid:
                     self._processes.watch((status.worker_pid, status.worker_start_ticks))
         message = take(self._commands)
         if message is not None:
-            self._heard.command_text(message.data, now_ns)
+            self._heard.command_text(message.data, steady.now_ns())
         pressed = [bool(message.data) for message in take_all(self._estops)]
+        now_ns = steady.now_ns()
         if pressed:
             self._estop_heard_ns = now_ns
             self._estop = pressed[-1]
@@ -271,7 +282,7 @@ class WatchdogNode(Node):
             if taken is not None:
                 answers.append((what, taken[1]))
         return Inputs(
-            ros_now_ns=ros_now_ns,
+            ros_now_ns=self._ros_time.known_ns(),
             simulated=self._ros_time.simulated,
             sensors=dict(self._heard.readings),
             command=self._heard.command,
@@ -283,7 +294,7 @@ class WatchdogNode(Node):
                 and now_ns - self._estop_heard_ns > ESTOP_SILENT_NS
             ),
             estop_never=self._estop_required and self._estop_heard_ns is None,
-            publishers=self._graph.publishers,
+            publishers=self._herald.publishers,
             arm=edges['arm'],
             reset=edges['reset'],
         )
@@ -331,46 +342,34 @@ class WatchdogNode(Node):
         level = 'INFO' if LEVELS[after.state] == diagnostics.OK else 'WARN'
         self._lines.say(level, f'{was} -> {after.state.value}: {_because(after)}')
 
+    def _tell_people(self, now_ns: int) -> None:
+        """Hear the herald, and each second hand it what is to be told."""
+        line = self._herald.turn(now_ns)
+        if line:
+            self._lines.say('ERROR', line)
+        if now_ns - self._told_ns >= TOLD_NS:
+            self._told_ns = now_ns
+            self._herald.tell(self._news())
+
     def _note_exception(self) -> None:
         self._exceptions += 1
         self._lines.say('ERROR', traceback.format_exc().rstrip())
 
-    def _tell_people(self) -> None:
-        """Side thread: the graph, ~/state and /diagnostics, all of which may block."""
-        said = ''
-        told_s = steady.now_ns() / SECOND
-        while not self._ended.wait(COUNT_PERIOD_S):
-            try:
-                self._graph.count()
-                if steady.now_ns() / SECOND - told_s < SIDE_PERIOD_S:
-                    continue
-                told_s = steady.now_ns() / SECOND
-                self._graph.look()
-                state = self._state_now()
-                self._state.publish(String(data=json.dumps(state, allow_nan=False)))
-                self._diagnostics.publish(self._diagnosis(state))
-                text = ''
-            except Exception:
-                text = traceback.format_exc().rstrip()
-            if text and text != said:
-                self._lines.say('ERROR', text)
-            said = text
-
-    def _state_now(self) -> dict[str, Any]:
+    def _state_now(self, output: Output) -> dict[str, Any]:
         """Return what ~/state says, JSON's types only."""
-        output, heard = self._last, self._heard
+        heard = self._heard
         return {
             'version': 1,
             'steady_ns': steady.now_ns(),
             'policy': self._limits.policy.name,
-            'state': output.state.value if output else '',
-            'cause': output.cause.value if output else '',
-            'detail': output.detail if output else '',
-            'causes': [finding.cause.value for finding in output.findings] if output else [],
-            'source': output.source if output else '',
-            'fallback': output.fallback if output else None,
-            'limited': output.why_limited if output else '',
-            'sequence': output.sequence if output else 0,
+            'state': output.state.value,
+            'cause': output.cause.value,
+            'detail': output.detail,
+            'causes': [finding.cause.value for finding in output.findings],
+            'source': output.source,
+            'fallback': output.fallback,
+            'limited': output.why_limited,
+            'sequence': output.sequence,
             'auto_arm': self._auto_arm,
             'ticks': self._ticks,
             'dropped': heard.dropped,
@@ -383,37 +382,31 @@ class WatchdogNode(Node):
             'gap': {'minute': self._gap.last_minute(), 'start': self._gap.since_start()},
             'scheduling': self._scheduling,
             'memory': self._memory,
-            'parameter_generation': output.generation if output else 1,
+            'transport': self._transport,
+            'parameter_generation': output.generation,
             'out_of_order': self._gate.out_of_order,
             'parameter_sets_refused': self._limits.refused,
-            'publishers': self._graph.publishers,
-            'other_publishers': list(self._graph.others),
+            'publishers': self._herald.publishers,
+            'other_publishers': list(self._herald.others),
             'policy_node_alive': self._liveliness.alive,
             'policy_node_losses': self._liveliness.losses,
-            'graph': list(self._graph.wrong),
+            'graph': list(self._herald.wrong),
         }
 
-    def _diagnosis(self, state: dict[str, Any]) -> DiagnosticArray:
+    def _news(self) -> dict[str, Any]:
+        """Return what the herald is to tell, JSON's types only."""
         output, name = self._last, self.get_name()
-        level, message = diagnostics.STALE, 'no step yet'
-        if output is not None:
-            level, message = LEVELS[output.state], f'{output.state.value}: {_because(output)}'
-        refused = [text for text in (self._scheduling, self._memory) if ': ' in text]
-        wrong = self._graph.wrong
-        return diagnostics.array(steady.wall_ns(), [
-            diagnostics.status(f'{name}: gate', level, message, {
-                key: value if isinstance(value, str) else json.dumps(value)
-                for key, value in state.items()
-            }),
-            diagnostics.status(
-                f'{name}: loop', diagnostics.WARN if refused else diagnostics.OK,
-                '; '.join(refused) or f'{self._scheduling}, {self._memory}', {},
-            ),
-            diagnostics.status(
-                f'{name}: graph', diagnostics.WARN if wrong else diagnostics.OK,
-                '; '.join(wrong) or 'nobody else drives, everybody fits', {},
-            ),
-        ])
+        assert output is not None
+        asked = (self._scheduling, self._memory, self._transport)
+        refused = [text for text in asked if ': ' in text]
+        return {
+            'state': self._state_now(output),
+            'gate': [f'{name}: gate', LEVELS[output.state][0],
+                     f'{output.state.value}: {_because(output)}'],
+            'loop': [f'{name}: loop', (diagnostics.WARN if refused else diagnostics.OK)[0],
+                     '; '.join(refused) or ', '.join(asked)],
+            'graph': f'{name}: graph',
+        }
 
 
 def _refused(ask: Callable[[], None]) -> str:
@@ -453,6 +446,7 @@ def main(
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, end)
+    share_nothing(os.environ)
     # Nothing of ROS writes to stderr from the loop: on a blocked pipe it would wait for ever.
     rclpy.init(args=[*(sys.argv if args is None else args), '--ros-args', '--disable-stdout-logs'],
                signal_handler_options=SignalHandlerOptions.NO)

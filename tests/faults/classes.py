@@ -30,6 +30,8 @@ FREEZE_MS = 350.0
 """H (300 ms) + T."""
 SILENCE_MS = 350.0
 """A sensor's limit (300 ms) + T."""
+REPEATED_MS = SILENCE_MS + 100.0
+"""The first message with that stamp is new: a sensor's period and its lateness come on top."""
 TICK_MS = 100.0
 """T + X: what is seen in the very next tick."""
 NEXT_ANSWER_MS = 650.0
@@ -38,6 +40,8 @@ GRAPH_MS = 3300.0
 """Discovery, which repeats itself each 3 s by Fast DDS' default, a count each 200 ms, a tick."""
 STAND_MS = 850.0
 """A sensor's limit, a tick, and the brakes."""
+SILENT_MS = 1110.0
+"""The emergency stop's time-out, a tick until its last word was taken, a tick, and a little."""
 BASE_STOPS_MS = 550.0
 """The base's own time-out, and a tick."""
 
@@ -157,8 +161,9 @@ MAIN = (
           frozenset({'worker_dead', 'engine_absent'}), limit_ms=DEATH_MS, main=True),
     Fault('worker STOP 1 s', _stop_worker, ENGINE, undo=_wake_worker, limit_ms=FREEZE_MS,
           hold_s=0.7, main=True),
+    # Drivers publish to the policy node over shared memory, and wait for one that was killed.
     Fault('policy KILL', _signals('policy', signal.SIGKILL), frozenset({'node_dead'}),
-          undo=System.start_policy_node, limit_ms=DEATH_MS, main=True),
+          undo=System.start_policy_node, limit_ms=DEATH_MS, after=NODE | SENSORS, main=True),
     Fault('policy STOP 1 s', _signals('policy', signal.SIGSTOP),
           frozenset({'status_silent', 'engine_stalled'}), undo=_wakes('policy'),
           limit_ms=FREEZE_MS, hold_s=0.7, main=True),
@@ -298,9 +303,9 @@ ALL_SENSORS = (
         _sensor('stamp 10 ms ahead', of, {'offset_ns': 10 * MS}, **UNHARMED),
         _sensor('stamp 1 s ahead', of, {'offset_ns': SECOND}, STAMP),
         _sensor('stamp 10 years ahead', of, {'offset_ns': 315_360_000 * SECOND}, STAMP),
-        _sensor('stamp frozen', of, {'stamp': 'frozen'}, STAMP, limit_ms=SILENCE_MS + 50),
+        _sensor('stamp frozen', of, {'stamp': 'frozen'}, STAMP, limit_ms=REPEATED_MS),
         _sensor('out of order', of, {'stamp': 'swapped'}, **UNHARMED),
-        _sensor('repeated', of, {'stamp': 'repeat'}, STAMP, limit_ms=SILENCE_MS + 50),
+        _sensor('repeated', of, {'stamp': 'repeat'}, STAMP, limit_ms=REPEATED_MS),
         _sensor('flood 10x', of, {'times': 10}, **UNHARMED),
         _sensor('flood 100x', of, {'times': 100}, **UNHARMED),
     )),
@@ -445,16 +450,18 @@ MIDDLEWARE = (
     Fault('second cmd_vel publisher', _intrudes('publisher'), frozenset({'second_publisher'}),
           undo=_leaves_alone, limit_ms=GRAPH_MS, after=START | {'second_publisher'},
           check=_latches('FAULT_LATCHED', 'second_publisher')),
-    Fault('50 killed DDS processes', _dies_often, frozenset(), undo=_leaves_alone,
-          leaves=False, limit_ms=None),
+    # Everybody who uses shared memory stumbles over what they leave, and fifty starts are a load.
+    Fault('50 killed DDS processes', _dies_often, BUSY, undo=_leaves_alone,
+          leaves=None, after=BUSY, limit_ms=None),
     Fault('garbage on the topics, as often', _intrudes('garbage', 1), NODE, undo=_leaves_alone,
           **UNHARMED, check=_dropped),
     Fault('garbage on the topics, 10x', _intrudes('garbage', 10), NODE, undo=_leaves_alone,
           **UNHARMED, check=_dropped),
-    Fault('16 MB on the topics', _intrudes('huge', 16 << 20), NODE, undo=_leaves_alone,
-          **{**UNHARMED, 'hold_s': 3.0}, check=_dropped),
+    # What floods one socket is lost to whatever else comes there: sensors, too.
+    Fault('16 MB on the topics', _intrudes('huge', 16 << 20), BUSY, undo=_leaves_alone,
+          **{**UNHARMED, 'hold_s': 3.0}, after=BUSY, check=_dropped),
     Fault('64 MB on the topics', _intrudes('huge', 64 << 20), BUSY, undo=_leaves_alone,
-          **{**UNHARMED, 'hold_s': 6.0}, check=_dropped),
+          **{**UNHARMED, 'hold_s': 6.0}, after=BUSY, check=_dropped),
     Fault('parameter tightened', _tightens, frozenset(), undo=System.start_gate, leaves=False,
           after=START, limit_ms=None, hold_s=0.8, check=_keeps_to_it),
     Fault('parameters swapped under load', _swaps_under_load, BUSY, undo=_leaves_and_starts,
@@ -559,6 +566,10 @@ LEFT_BYTES = 1 << 30
 """What somebody who takes all memory leaves; less, and the kernel kills one of us all."""
 PIPE, DESCRIPTORS = _BlockedPipe(), _FewDescriptors()
 OWN = (
+    Fault('herald KILL', _signals('herald', signal.SIGKILL), frozenset(), leaves=False,
+          limit_ms=None, hold_s=1.0),
+    Fault('herald STOP 2 s', _signals('herald', signal.SIGSTOP), frozenset(),
+          undo=_wakes('herald'), leaves=False, limit_ms=None, hold_s=2.0),
     Fault('gate STOP 1 s', _stop_gate, frozenset({'own_gap', 'clock_jump', 'estop_silent'}),
           gaps=True,
           limit_ms=1000.0 + 2 * TICK_MS, after=BUSY, check=_base_stood),
@@ -674,9 +685,10 @@ IN_STATES: tuple[tuple[str, Callable[[System], int]], ...] = (
 PRESSED = frozenset({'estop'})
 ESTOP = (
     Fault('estop pressed', _press, PRESSED, undo=System.heal, limit_ms=TICK_MS, after=NODE),
-    *(Fault(f'estop in {state}', _presses_in(state, before), START | PRESSED,
-            undo=_heals_all, limit_ms=TICK_MS, after=START | PRESSED, detect=_latched_ns,
-            check=_stays) for state, before in IN_STATES),
+    # In STANDBY the press may come before the middleware has connected the two; it stands anyway.
+    *(Fault(f'estop in {state}', _presses_in(state, before), START | PRESSED, undo=_heals_all,
+            limit_ms=GRAPH_MS if state == 'STANDBY' else TICK_MS, after=START | PRESSED,
+            detect=_latched_ns, check=_stays) for state, before in IN_STATES),
     Fault('estop in FAULT_LATCHED', _press_when_latched, frozenset({'exceptions'}),
           undo=System.heal, limit_ms=None, leaves=None, after=START | {'exception', 'exceptions'},
           hold_s=1.0, check=_stays_latched),
@@ -685,7 +697,7 @@ ESTOP = (
     Fault('estop flapping', _spoils(estop='flap'), PRESSED, undo=System.heal, limit_ms=TICK_MS,
           hold_s=1.0, check=_stays),
     Fault('estop silent', _spoils(estop='silent'), frozenset({'estop_silent'}), undo=System.heal,
-          limit_ms=1050.0, check=_stays),
+          limit_ms=SILENT_MS, check=_stays),
     Fault('estop released, not reset', _press_and_release, PRESSED, limit_ms=TICK_MS, hold_s=1.5,
           check=_stays),
     Fault('estop reset while pressed', _press_and_reset, PRESSED, undo=System.heal,

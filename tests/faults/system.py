@@ -147,16 +147,16 @@ class System:
     # --- processes --------------------------------------------------------------------------
 
     def pid(self, name: str) -> int:
-        """Return the pid of a child; `worker` is the engine's."""
-        if name != 'worker':
+        """Return the pid of a child; `worker` is the engine's, `herald` the gate's."""
+        parent = {'worker': 'engine', 'herald': 'gate'}.get(name)
+        if parent is None:
             return self._children[name].pid
-        supervisor = self._children['engine'].pid
         found: list[int] = []
 
         def spawned() -> bool:
-            found[:] = children_of(supervisor)
+            found[:] = children_of(self._children[parent].pid)
             return bool(found)
-        self.wait(spawned, 'a worker')
+        self.wait(spawned, f'a {name}')
         return found[0]
 
     def send(self, name: str, number: signal.Signals) -> int:

@@ -259,7 +259,8 @@ def assault(
             if lawful(command, robot, ids):
                 seen.lawful += 1
                 robot.genuine.append(command)
-            if command.session == robot.session and command.sequence > ids[0]:
+            own = (command.session, command.host, command.boot) == (robot.session, HOST, BOOT)
+            if own and command.sequence > ids[0]:  # another's advances nothing of the live one
                 newest[robot.session] = command.sequence, max(ids[1], command.request)
                 robot.command_sequence = max(robot.command_sequence, command.sequence)
                 robot.request = max(robot.request, command.request)

@@ -534,7 +534,8 @@ class Robot:
             engine = 'loading'
         values: dict[str, Any] = {
             'version': 1, 'session': self.session, 'sequence': self.sequence,
-            'pid': self.node[0], 'start_ticks': self.node[1], 'active': True, 'engine': engine,
+            'steady_ns': self.now_ns, 'pid': self.node[0], 'start_ticks': self.node[1],
+            'active': True, 'engine': engine,
             'worker_pid': worker[0], 'worker_start_ticks': worker[1], 'progress': self.request,
             'progress_ns': self.progress_ns, 'in_flight': in_flight,
             'in_flight_since_ns': since_ns, 'in_flight_bound_ns': BOUND_NS if in_flight else 0,
