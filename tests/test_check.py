@@ -165,3 +165,17 @@ def test_of_a_model_that_is_not_here_the_times_are_not_known(
     said = capsys.readouterr().out
     assert 'tokens    Tekken' in said
     assert 'times     not known: ' in said and '--device rtx4090|' in said
+
+
+def test_a_path_that_the_message_does_not_have_is_a_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / 'p.yaml'
+    path.write_bytes(POLICY.replace(b'  odom: {', b"""\
+  push: {type: geometry_msgs/msg/Wrench, topic: /push, rate_hz: 10, stale_after_ms: 1000,
+         fields: [{name: ahead, path: force.w}]}
+  odom: {"""))
+    assert main.main(['check', '--model', 'none', str(path)]) == 3
+    err = capsys.readouterr().err
+    assert f'{path}:8: sensors.push: ' in err
+    assert "geometry_msgs/msg/Vector3 has no field 'w'" in err

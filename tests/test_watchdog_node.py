@@ -123,6 +123,7 @@ class World:
         self.simulated_ns: int | None = None
         self.asked: dict[str, Any] = {
             'action': 'forward', 'parameters': {'speed': 'fast'}, 'linear_x_m_s': 0.3}
+        self.garbled = ''
         self.velocities: list[tuple[int, float]] = []
         self.applied: list[Applied] = []
         self.diagnosis: dict[str, str] = {}
@@ -211,6 +212,8 @@ class World:
             in_flight_bound_ns=0, request=0, misses=0, served=self._sequence,
             last_outcome='decided', **home,
         ).to_json()))
+        if self.garbled and self._sequence % 5 == 2:   # between two good ones: newest wins
+            self._command.publish(String(data=self.garbled))
         if self._sequence % 5 == 0:
             self._command.publish(String(data=Command(
                 session='a' * 16, sequence=self._sequence, request=self._sequence,
@@ -524,7 +527,7 @@ def test_what_the_kernel_refuses_is_said_and_gone_without(world: World) -> None:
 def test_the_state_is_told_with_its_counters_and_jitter(world: World) -> None:
     with watchdog():
         driving(world)
-        world._command.publish(String(data='{"speed": NaN}'))
+        world.garbled = '{"speed": NaN}'
         world.wait(lambda: world.state.get('dropped'), 'a dropped command')
         state = world.state
     assert state['state'] == 'ACTIVE'

@@ -21,8 +21,10 @@ from smallm_ros.core.errors import (
     PolicyError,
 )
 from smallm_ros.core.policy import Policy, json_schema, lines_of, load_policy
+from smallm_ros.core.summary.fields import FieldsSensor, mistakes
 from smallm_ros.engine.options import DEFAULT_MODEL, LoadRequest
 from smallm_ros.ros import outputs
+from smallm_ros.ros.messages import installed, types_of
 
 if TYPE_CHECKING:
     from smallm_ros.bench.workload import Subject, Vocabulary
@@ -72,8 +74,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_messages(policy: Policy, path: Path) -> None:
-    """Hold every message that an action can say against its real class, where that is here."""
+    """Hold what actions say and what `fields` reads against the real class, where it is here."""
     found = list(outputs.problems(policy, leave_out=outputs.unchecked(policy)))
+    found += [
+        (('sensors', name), mistake) for name, sensor in policy.sensors.items()
+        if isinstance(sensor, FieldsSensor) and installed(sensor.type)
+        for mistake in mistakes(sensor, types_of)
+    ]
     if found:
         lines = lines_of(path)
         raise PolicyError('\n'.join(
