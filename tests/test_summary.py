@@ -21,6 +21,7 @@ from smallm_ros.core.summary import odometry as odometry_family
 from smallm_ros.core.summary import scan as scan_family
 from smallm_ros.core.summary.goal import Goal
 from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.place import Place
 from smallm_ros.core.summary.scan import Bin, Scan, ScanSensor, Sector
 
 POLICY = load_policy(Path(__file__).parent / 'policies' / 'wanderer.yaml')
@@ -124,6 +125,8 @@ def test_odometry_says_how_the_base_moves(linear: float, angular: float, expecte
 
 
 HERE = Odometry(0, 'odom', 1.0, 1.0, math.pi / 2, 0.0, 0.0)
+GOAL = goal_family.GoalSensor(
+    type='geometry_msgs/msg/PoseStamped', topic='goal', rate_hz=1, stale_after_ms=5000)
 
 
 @pytest.mark.parametrize(('x', 'y', 'expected'), [
@@ -137,8 +140,14 @@ def test_a_goal_is_a_distance_and_a_direction(x: float, y: float, expected: str)
 
 def test_a_goal_in_another_frame_or_without_odometry_says_so() -> None:
     goal = Goal(0, 'map', 1.0, 1.0, 0.0)
-    assert goal_family.text(goal, HERE) == 'bearing unknown, given in frame map'
-    assert goal_family.text(goal, None) == 'bearing unknown, no odometry'
+    unknown = 'bearing unknown, no pose in frame "map"'
+    assert GOAL.text(goal, Scene({'odom': HERE})) == GOAL.text(goal, Scene()) == unknown
+
+
+def test_a_goal_on_the_map_is_told_from_the_localisation() -> None:
+    found = Place(0, 'map', 4.0, 1.0, math.pi, 0.0)
+    goal = Goal(0, 'map', 1.0, 1.0, 0.0)
+    assert GOAL.text(goal, Scene({'odom': HERE, 'place': found})) == '3.0 m ahead'
 
 
 # --- time and truth -----------------------------------------------------------------------------
@@ -254,8 +263,8 @@ def test_a_clock_declared_to_be_wrong_leaves_the_age_to_the_arrival(
         assert now.quality is Quality.STALE
         assert now.text == 'goal: lost, wrong stamp'
     else:
-        assert now.text == 'goal: bearing unknown, no odometry'
-        assert later.text == 'goal: bearing unknown, no odometry, 30 s old by arrival'
+        assert now.text == 'goal: bearing unknown, no pose in frame "odom"'
+        assert later.text == 'goal: bearing unknown, no pose in frame "odom", 30 s old by arrival'
         assert (later.quality, too_late.quality) == (Quality.OLD, Quality.STALE)
         assert too_late.text == 'goal: lost'
 
@@ -331,7 +340,7 @@ def test_a_goal_has_no_bearing_from_odometry_that_is_lost() -> None:
         goal_name: Received(goal_name, Goal(0, 'odom', 1.0, 1.0, 0.0), NOW_NS),
     }
     found = reading(observe(policy, newest, NOW_NS, ROS_NS), goal_name)
-    assert found.text == f'{goal_name}: bearing unknown, no odometry'
+    assert found.text == f'{goal_name}: bearing unknown, no pose in frame "odom"'
 
 
 def test_the_deadline_starts_at_the_newest_required_arrival_and_the_age_at_the_oldest_stamp(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,20 +14,19 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from smallm_ros.core.errors import DroppedError, OperatorError, PolicyError
 from smallm_ros.core.policy import json_schema, parse_policy
 from smallm_ros.core.sensor import Scene, SensorBase
-from smallm_ros.core.summary import TYPES, Sensor
+from smallm_ros.core.summary import TYPES
 from smallm_ros.core.summary.fields import FieldsSensor, mistakes, steps
 from smallm_ros.core.summary.words import number, quoted
 from smallm_ros.ros.convert import fields_of
 from smallm_ros.ros.convert.state import LAYOUTS, MAX_DETECTIONS, MAX_STATUSES
 from smallm_ros.ros.messages import message_class, types_of
+from tests.fakes.summaries import golden, header, said, sensor
 
-GOLDEN = Path(__file__).parent / 'golden'
-SENSOR: TypeAdapter[Any] = TypeAdapter(Sensor)
 NAN, INF = math.nan, math.inf
 
 BATTERY, TEMPERATURE = 'sensor_msgs/msg/BatteryState', 'sensor_msgs/msg/Temperature'
@@ -36,29 +34,6 @@ IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 DIAGNOSTICS, STRING = 'diagnostic_msgs/msg/DiagnosticArray', 'std_msgs/msg/String'
 VISION_2D, VISION_3D = 'vision_msgs/msg/Detection2DArray', 'vision_msgs/msg/Detection3DArray'
 JOY = 'sensor_msgs/msg/Joy'
-
-
-def sensor(kind: str, **options: Any) -> Any:
-    """Declare a sensor as shortly as can be."""
-    return SENSOR.validate_python(
-        {'type': kind, 'topic': '/any', 'rate_hz': 1, 'stale_after_ms': 5000, **options})
-
-
-def said(declared: SensorBase, msg: Any) -> str:
-    """Return what the model reads of a message."""
-    return declared.text(fields_of(declared, msg), Scene())
-
-
-def golden(family: str, cases: Mapping[str, str]) -> None:
-    """Hold what was said against the family's file; the failure shows what it would be."""
-    path = GOLDEN / f'{family}.txt'
-    got = ''.join(f'{name}: {text}\n' for name, text in cases.items())
-    kept = path.read_text(encoding='utf-8') if path.exists() else ''
-    assert kept == got, f'{path} would be:\n{got}'
-
-
-def header(frame_id: str = '') -> SimpleNamespace:
-    return SimpleNamespace(stamp=SimpleNamespace(sec=12, nanosec=5), frame_id=frame_id)
 
 
 def data(value: Any) -> SimpleNamespace:

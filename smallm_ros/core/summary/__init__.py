@@ -12,30 +12,48 @@ from typing import Annotated, Any, get_args
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from smallm_ros.core.summary.battery import BatterySensor
+from smallm_ros.core.summary.cloud import CloudSensor
 from smallm_ros.core.summary.detections import Detections2DSensor, Detections3DSensor
 from smallm_ros.core.summary.diagnostics import DiagnosticsSensor
 from smallm_ros.core.summary.fields import FieldsSensor
+from smallm_ros.core.summary.fix import FixSensor
 from smallm_ros.core.summary.goal import GoalSensor
+from smallm_ros.core.summary.grid import GridSensor
+from smallm_ros.core.summary.imu import ImuSensor
+from smallm_ros.core.summary.joints import JointsSensor
 from smallm_ros.core.summary.odometry import OdometrySensor
+from smallm_ros.core.summary.path import PathSensor
 from smallm_ros.core.summary.picture import CompressedPictureSensor, PictureSensor
+from smallm_ros.core.summary.place import PlaceSensor
+from smallm_ros.core.summary.proximity import RangeSensor
 from smallm_ros.core.summary.scan import ScanSensor
 from smallm_ros.core.summary.temperature import TemperatureSensor
+from smallm_ros.core.summary.twist import TwistSensor
 from smallm_ros.core.summary.value import NumberSensor, TextSensor, TruthSensor
 
 _Families = (
     BatterySensor
+    | CloudSensor
     | CompressedPictureSensor
     | Detections2DSensor
     | Detections3DSensor
     | DiagnosticsSensor
+    | FixSensor
     | GoalSensor
+    | GridSensor
+    | ImuSensor
+    | JointsSensor
     | NumberSensor
     | OdometrySensor
+    | PathSensor
     | PictureSensor
+    | PlaceSensor
+    | RangeSensor
     | ScanSensor
     | TemperatureSensor
     | TextSensor
     | TruthSensor
+    | TwistSensor
 )
 """A new family is one more line here and one import."""
 

@@ -43,11 +43,17 @@ class OdometrySensor(SensorBase):
 
 
 def text(moved: Odometry) -> str:
+    """Return the base's motion in words: see `motion`."""
+    return motion(moved.linear_x_m_s, moved.angular_z_rad_s)
+
+
+def motion(x_m_s: float, turn_rad_s: float, y_m_s: float = 0.0) -> str:
     """Return `standing`, `ahead 0.2`, `back 0.1 turning left`: metres a second to one decimal."""
     words = []
-    if abs(moved.linear_x_m_s) >= STANDING_M_S:
-        words.append(f'{"ahead" if moved.linear_x_m_s > 0 else "back"} '
-                     f'{abs(moved.linear_x_m_s):.1f}')
-    if abs(moved.angular_z_rad_s) >= STANDING_RAD_S:
-        words.append(f'turning {"left" if moved.angular_z_rad_s > 0 else "right"}')
+    if abs(x_m_s) >= STANDING_M_S:
+        words.append(f'{"ahead" if x_m_s > 0 else "back"} {abs(x_m_s):.1f}')
+    if abs(y_m_s) >= STANDING_M_S:
+        words.append(f'{"left" if y_m_s > 0 else "right"} {abs(y_m_s):.1f}')
+    if abs(turn_rad_s) >= STANDING_RAD_S:
+        words.append(f'turning {"left" if turn_rad_s > 0 else "right"}')
     return ' '.join(words) or 'standing'

@@ -52,10 +52,16 @@ def frame(frame_id: str) -> str:
     return frame_id
 
 
-def yaw(place: str, q: Any) -> float:
-    """Return the yaw of a quaternion that is nearly of unit norm, in -pi to pi (REP-103)."""
+def unit(place: str, q: Any) -> tuple[float, float, float, float]:
+    """Return (x, y, z, w) of a quaternion that is nearly of unit norm, divided by its norm."""
     x, y, z, w = float(q.x), float(q.y), float(q.z), float(q.w)
     norm = math.sqrt(x * x + y * y + z * z + w * w) if max(map(abs, (x, y, z, w))) < 10 else 10.0
     if not QUATERNION_NORM[0] <= norm <= QUATERNION_NORM[1]:  # NaN fails the comparison too
         raise DroppedError(f'{place}: orientation ({x:g}, {y:g}, {z:g}, {w:g}) is no rotation')
+    return x / norm, y / norm, z / norm, w / norm
+
+
+def yaw(place: str, q: Any) -> float:
+    """Return the yaw of a quaternion that is nearly of unit norm, in -pi to pi (REP-103)."""
+    x, y, z, w = unit(place, q)
     return math.atan2(2 * (w * z + x * y), w * w + x * x - y * y - z * z)
