@@ -94,7 +94,8 @@ def cloud(points: int = POINTS) -> SimpleNamespace:
     """Return a cloud of a lidar of 16 bytes a point."""
     random = np.random.default_rng(1)
     data = np.zeros((points, 4), np.float32)
-    data[:, :3] = random.uniform(-10, 10, (points, 3))
+    data[:, :2] = random.uniform(-10, 10, (points, 2))
+    data[:, 2] = random.uniform(0.1, 2.0, points)  # no height saves work
     return SimpleNamespace(
         header=SimpleNamespace(stamp=SimpleNamespace(sec=1, nanosec=0), frame_id='lidar'),
         height=1, width=points, point_step=16, row_step=16 * points, is_bigendian=False,

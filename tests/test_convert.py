@@ -75,6 +75,10 @@ def test_a_scan() -> None:
     assert fields.ranges_m.tolist() == [1.0, math.inf, 3.0]
 
 
+def test_a_time_before_the_epoch_is_one() -> None:
+    assert fields_of(SCAN, scan(header=header(sec=-5))).stamp_ns == -5 * SECOND + 5
+
+
 @pytest.mark.parametrize('ranges', [
     [1.0, math.nan], (1.0, math.nan), array.array('f', [1.0, math.nan]),
     np.array([1.0, math.nan], np.float32), np.array([1.0, math.nan], np.float64),
@@ -107,7 +111,7 @@ def test_ranges_are_a_copy_that_nobody_changes() -> None:
     ({'range_min': -0.1}, 'LaserScan: range_min -0.1, range_max 8'),
     ({'range_max': 0.05}, 'LaserScan: range_min 0.1, range_max 0.05'),
     ({'range_max': math.nan}, 'LaserScan: range_min 0.1, range_max nan'),
-    ({'header': header(sec=-1)}, 'stamp: sec -1'),
+    ({'header': header(sec=-2**31 - 1)}, 'stamp: sec -2147483649'),
     ({'header': header(nanosec=SECOND)}, 'nanosec 1000000000 is no time'),
     ({'header': header(frame_id='x' * 257)}, 'frame_id of 257 characters'),
     ({'header': None}, 'not such a message'),

@@ -21,6 +21,7 @@ TOPIC = r'^(?:~/|/)?[A-Za-z_][A-Za-z0-9_]*(?:/[A-Za-z_][A-Za-z0-9_]*)*$'
 """What ROS takes as a topic's name: design.ros2.org, Topic and Service Names."""
 
 Word = Annotated[str, Field(pattern=r'^[a-z][a-z0-9_-]{0,31}$')]
+Priority = Annotated[int, Field(ge=0, le=9)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -55,8 +56,9 @@ class SensorBase(Part):
     """`arrival` says that the driver's clock is known to be wrong: a stamp in the future or hours
     off then leaves the age to the arrival, where it else makes the reading count as lost. Refused
     for all that the watchdog goes by: nobody knows of when such a reading tells."""
-    priority: Annotated[int, Field(ge=0, le=9)] = 0
-    """0 stays longest when the prompt must shrink."""
+    priority: Priority = 0
+    """0 stays longest when the prompt must shrink. What carries foreign text has 1 by default, so
+    that no text can keep the sensors out."""
     in_prompt: bool = True
     """Whether the model reads it; a sensor can be required for safety alone."""
     changes: Literal['rarely', 'often'] | None = None

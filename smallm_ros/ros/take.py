@@ -205,7 +205,7 @@ class RosTime:
         message = None if self._clock is None else take(self._clock)
         if message is not None:
             try:
-                self._ns = stamp_ns(message.clock)
+                self._ns = max(0, stamp_ns(message.clock))
             except DroppedError:
                 pass  # the time before stands until a clock that is one
         return self.known_ns()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 
 from tests.fuzz.families import FAMILIES
 from tests.fuzz.test_fuzz import fuzz
@@ -17,6 +18,7 @@ def main() -> int:
                         help='in all (default: %(default)s)')
     parser.add_argument('--only', choices=FAMILIES, help='one family')
     args = parser.parse_args()
+    warnings.simplefilter('error')
     kinds = [args.only] if args.only else list(FAMILIES)
     each = -(-args.examples // len(kinds))
     whole = [0, 0]

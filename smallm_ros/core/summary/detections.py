@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from smallm_ros.core.sensor import Phrase, Scene, SensorBase, Word
+from smallm_ros.core.sensor import Phrase, Priority, Scene, SensorBase, Word
 from smallm_ros.core.summary.words import number, quoted
 
 MAX_CLASSES = 8
@@ -53,6 +53,7 @@ class Detections3DSensor(SensorBase):
     """Things found in space."""
 
     type: Literal['vision_msgs/msg/Detection3DArray']
+    priority: Priority = 1
     min_score: Score = 0.5
     names: Names = Field(default_factory=dict)
 
@@ -70,6 +71,7 @@ class Detections2DSensor(SensorBase):
     """Things found in a picture."""
 
     type: Literal['vision_msgs/msg/Detection2DArray']
+    priority: Priority = 1
     min_score: Score = 0.5
     names: Names = Field(default_factory=dict)
     image_width_px: Annotated[int, Field(ge=1, le=65535)] | None = None

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from smallm_ros.core.sensor import Phrase, Scene, SensorBase
+from smallm_ros.core.sensor import Phrase, Priority, Scene, SensorBase
 from smallm_ros.core.summary.words import quoted
 
 OK, WARN, ERROR, STALE = 0, 1, 2, 3
@@ -51,6 +51,7 @@ class DiagnosticsSensor(SensorBase):
     """The robot's own findings about itself."""
 
     type: Literal['diagnostic_msgs/msg/DiagnosticArray']
+    priority: Priority = 1
     most: Annotated[int, Field(ge=1, le=MAX_WORST)] = 3
     """How many are named."""
     name_characters: Annotated[int, Field(ge=4, le=MAX_CHARACTERS)] = 32

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from smallm_ros.core.sensor import Finite, Phrase, Scene, SensorBase, Word
+from smallm_ros.core.sensor import Finite, Phrase, Priority, Scene, SensorBase, Word
 from smallm_ros.core.summary.words import Digits, Levels, Unit, quoted, spread, worded
 
 MAX_CHARACTERS = 200
@@ -91,6 +91,7 @@ class TextSensor(SensorBase):
     """A text, of which nobody knows who wrote it."""
 
     type: Literal['std_msgs/msg/String']
+    priority: Priority = 1
     characters: Annotated[int, Field(ge=1, le=MAX_CHARACTERS)] = 60
     """How many of them are quoted."""
 

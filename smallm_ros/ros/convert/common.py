@@ -25,9 +25,13 @@ class Stamp(Protocol):
 
 
 def stamp_ns(stamp: Stamp) -> int:
-    """Return a message's time in nanoseconds; 0 means that the driver set none."""
+    """Return a message's time in nanoseconds; 0 means that the driver set none.
+
+    A time before 1970 can be said (builtin_interfaces/Time has a signed `sec`) and is one: that it
+    is absurd, its age will tell.
+    """
     sec, nanosec = int(stamp.sec), int(stamp.nanosec)
-    if not (0 <= sec < 2**32 and 0 <= nanosec < SECOND):
+    if not (-2**31 <= sec < 2**32 and 0 <= nanosec < SECOND):
         raise DroppedError(f'stamp: sec {sec}, nanosec {nanosec} is no time')
     return sec * SECOND + nanosec
 
@@ -47,6 +51,8 @@ def finite(place: str, value: float) -> float:
 
 def frame(frame_id: str) -> str:
     """Return a frame's name, of bounded length."""
+    if not isinstance(frame_id, str):
+        raise DroppedError(f'frame_id {frame_id!r:.40} is no text')
     if len(frame_id) > MAX_FRAME_ID:
         raise DroppedError(f'frame_id of {len(frame_id)} characters, at most {MAX_FRAME_ID}')
     return frame_id

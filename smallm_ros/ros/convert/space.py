@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -17,6 +18,8 @@ from smallm_ros.ros.convert.common import Converter, finite, frame, stamp_ns, ya
 
 MAX_BEAMS = 20_000
 """More than any planar lidar has; a longer list is a mistake or an attack."""
+MAX_ANGLE_RAD = 100.0
+"""Some drivers count on over a turn; none begins here."""
 MAX_POINTS = 1_000_000
 MAX_CLOUD_BYTES = 64 * 2**20
 MAX_FIELDS = 64
@@ -37,6 +40,9 @@ def scan(msg: Any, sensor: object) -> Scan:
     increment = finite('LaserScan: angle_increment', msg.angle_increment)
     if increment == 0.0 and beams > 1:
         raise DroppedError(f'LaserScan: angle_increment is 0 for {beams} beams')
+    begin = finite('LaserScan: angle_min', msg.angle_min)
+    if abs(increment) > 2 * math.pi or abs(begin) > MAX_ANGLE_RAD:
+        raise DroppedError(f'LaserScan: angle_min {begin:g}, angle_increment {increment:g}')
     range_min = finite('LaserScan: range_min', msg.range_min)
     range_max = float(msg.range_max)
     if not 0.0 <= range_min < range_max:
@@ -49,7 +55,7 @@ def scan(msg: Any, sensor: object) -> Scan:
     return Scan(
         stamp_ns=stamp_ns(msg.header.stamp),
         frame_id=frame(msg.header.frame_id),
-        angle_min_rad=finite('LaserScan: angle_min', msg.angle_min),
+        angle_min_rad=begin,
         angle_increment_rad=increment,
         range_min_m=range_min,
         range_max_m=range_max,
