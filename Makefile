@@ -20,7 +20,7 @@ unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH 
 endif
 
 .DEFAULT_GOAL := setup
-.PHONY: help setup demo bench test faults traces soak mutants lint clean
+.PHONY: help setup demo bench test faults traces soak mutants fuzz lint clean
 
 help:
 	@echo 'make          set up .venv (pinned, no ROS needed); the first time builds llama.cpp'
@@ -31,6 +31,7 @@ help:
 	@echo 'make traces   the same on a virtual clock: STEPS=1000000 EACH=1000'
 	@echo 'make soak     the healthy system beside busy neighbours: MINUTES=15, or HOURS=1'
 	@echo 'make mutants  plant defects in the gate; the tests must find each'
+	@echo 'make fuzz     100,000 absurd messages of every family'
 	@echo 'make lint     ruff and mypy --strict'
 	@echo 'make clean    remove .venv and what was built; runs/ and downloaded models stay'
 
@@ -62,6 +63,9 @@ soak: setup
 
 mutants: setup
 	@$(BIN)/python -m tests.proofs.mutants $(ARGS)
+
+fuzz: setup
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -85,6 +85,7 @@ setup(
             'ros-sensor-msgs',
             'ros-std-msgs',
             'ros-std-srvs',
+            'ros-trajectory-msgs',
         ],
         'sim': ['mujoco>=3.2,<5'],
         'test': [

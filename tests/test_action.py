@@ -20,12 +20,12 @@ from smallm_ros.core.action import (
     Velocity,
     parse_frame,
 )
+from smallm_ros.core.choice import choice_text
 from smallm_ros.core.errors import CommandError
 from smallm_ros.core.policy import (
     ActionDeclaration,
     Parameter,
     TwistMapping,
-    choice_text,
     load_policy,
     parse_policy,
 )

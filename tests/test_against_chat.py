@@ -27,9 +27,10 @@ pytest.importorskip('llama_cpp')
 import llama_cpp
 
 from smallm_ros.core.action import ActionSpace
+from smallm_ros.core.choice import choice_text
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.exchange import Decided, Declaration, Declared, Question, Segment
-from smallm_ros.core.policy import Policy, choice_text, load_policy
+from smallm_ros.core.policy import Policy, load_policy
 from smallm_ros.core.prompt import declaration, segments
 from smallm_ros.core.reference import draw
 from smallm_ros.engine import registry

@@ -8,7 +8,8 @@ import pytest
 
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.errors import BagError
-from smallm_ros.core.observation import Odometry, Scan
+from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.scan import Scan
 from smallm_ros.replay.bag import Bag, RosTime
 from tests.fakes.recordings import (
     BAG_BEGIN_NS,
@@ -66,8 +67,10 @@ def test_between_clock_messages_ros_time_is_interpolated_and_outside_it_stands()
 def test_stamps_of_no_known_clock_are_said(tmp_path: Path) -> None:
     path = write_bag(tmp_path / 'bag', stamp_offset_ns=-5000 * SECOND)
     with Bag(path, small_policy()) as bag:
-        assert bag.ros_time.source == 'bag time'
+        assert bag.ros_time.source == 'stamps of /scan'
         assert any('/scan: header stamps are 5000 s from' in line for line in bag.warnings)
+        ages_ns = {bag.ros_time.at(r.bag_ns) - r.fields.stamp_ns for r in bag.readings()}
+        assert all(abs(age_ns) <= SECOND for age_ns in ages_ns), 'nothing is lost of it'
 
 
 def test_a_mistyped_topic_says_what_there_is(tmp_path: Path) -> None:

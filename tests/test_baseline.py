@@ -19,9 +19,12 @@ from smallm_ros.core.envelope import STANDING, Seen, Surroundings
 from smallm_ros.core.errors import PolicyError
 from smallm_ros.core.facts import Inputs
 from smallm_ros.core.gate import State
-from smallm_ros.core.observation import Fields, Goal, Odometry, Received, Scan
-from smallm_ros.core.policy import FallbackKind, Policy, ScanSensor, load_policy, parse_policy
+from smallm_ros.core.observation import Fields, Received
+from smallm_ros.core.policy import FallbackKind, Policy, load_policy, parse_policy
 from smallm_ros.core.summary import goal as goal_summary
+from smallm_ros.core.summary.goal import Goal
+from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.scan import Scan, ScanSensor
 from tests.fakes.point_world import PointWorld
 from tests.test_gate import WORKER, Story, active
 

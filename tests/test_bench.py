@@ -35,9 +35,9 @@ from smallm_ros.core.action import ActionSpace
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.errors import OperatorError
 from smallm_ros.core.exchange import Segment
-from smallm_ros.core.observation import Scan
-from smallm_ros.core.policy import ScanSensor, load_policy
-from smallm_ros.core.summary.scan import text
+from smallm_ros.core.policy import load_policy
+from smallm_ros.core.sensor import Scene
+from smallm_ros.core.summary.scan import Scan, ScanSensor
 from smallm_ros.replay.report import Machine
 
 POLICIES = Path(__file__).resolve().parent.parent / 'config' / 'policies'
@@ -253,7 +253,7 @@ def test_the_words_are_what_the_summariser_says_with_bins() -> None:
     beams = np.array([0.4, 0.75, 2.0, 20.0, 1.4, 0.3, 0.9] * 52, np.float32)[:360]
     for shift in range(0, 360, 23):
         seen = Scan(0, '', -math.pi, math.radians(1), 0.1, 12.0, np.roll(beams, shift))
-        metres, words = text(scan, seen), text(binned, seen)
+        metres, words = scan.text(seen, Scene()), binned.text(seen, Scene())
         segment = _worded(policy, Segment('scan', f'scan: {metres}\n', 0))
         assert segment.text == f'scan: {words}\n'
 

@@ -24,8 +24,11 @@ from smallm_ros.core.exchange import (
     MissedWhy,
     Refused,
     RefusedWhy,
+    Segment,
+    Shorter,
 )
 from smallm_ros.core.passes import Passes
+from smallm_ros.engine.decode import LINE_CACHE
 from smallm_ros.engine.kv import FIRST_LANE, LEAST_BATCH, MAX_SPACES
 from smallm_ros.engine.model import DecodeError
 from tests.fakes.decider_bench import ANSWERS, Bench, stepwise
@@ -136,7 +139,50 @@ def test_a_long_prompt_loses_its_least_important_segments() -> None:
     bench.declare()
     answer = bench.decided('scan far\n', 'x' * 250)
     assert answer.dropped == ('s1',)
-    assert answer.decision.leaf == stepwise(ANSWERS, ('scan far\n',))
+    assert answer.decision.leaf == stepwise(ANSWERS, ('scan far\n', 'left out: s1'))
+
+
+def test_parts_of_a_reading_leave_before_it_and_the_model_reads_that_they_did() -> None:
+    bench = Bench()
+    bench.declare()
+    question = dataclasses.replace(bench.question('odom 1\n'), segments=(
+        Segment('odom', 'odom: ahead, turning\n', 1, (Shorter(2, 'odom: ahead\n'),)),
+        Segment('scan', 'scan: free, ' + 'x' * 180, 0, (Shorter(3, 'scan: free'),)),
+    ))
+    answer = bench.ask(question)
+    assert isinstance(answer, Decided)
+    assert answer.dropped == ('some of scan',)
+    read = ('odom: ahead, turning\n', 'scan: free\n', 'left out: some of scan')
+    assert bytes(answer.ids[:-1]) == ''.join(read).encode()
+    assert answer.decision.leaf == stepwise(ANSWERS, read)
+
+
+def test_a_deadline_that_is_near_leaves_parts_out_as_a_token_limit_does() -> None:
+    bench = Bench()
+    bench.declare()
+    answers = []
+    for far, ms in (('x', 400), ('y', 120)):
+        long = Segment('scan', 'scan: free, ' + far * 150, 0, (Shorter(3, 'scan: free'),))
+        answers.append(bench.ask(dataclasses.replace(bench.question(ms=ms), segments=(long,))))
+    assert [a.dropped for a in answers if isinstance(a, Decided)] == [(), ('some of scan',)]
+
+
+def test_a_shorter_text_beyond_the_limit_is_refused_unread_too() -> None:
+    bench = Bench()
+    bench.declare()
+    odd = Segment('scan', 'scan: free', 0, (Shorter(1, 'x' * 5000),))
+    refused = bench.ask(dataclasses.replace(bench.question(), segments=(odd,)))
+    assert isinstance(refused, Refused)
+    assert '5000 characters' in refused.detail
+
+
+def test_the_lines_whose_tokens_are_kept_are_bounded() -> None:
+    bench = Bench()
+    bench.declare()
+    for n in range(LINE_CACHE + 50):
+        bench.decider._line(f'scan {n}')
+    assert len(bench.decider._lines) == LINE_CACHE
+    assert 'scan 0' not in bench.decider._lines
 
 
 def test_a_prompt_that_cannot_shrink_is_refused() -> None:

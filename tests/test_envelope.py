@@ -29,9 +29,9 @@ from smallm_ros.core.envelope import (
     reach_m,
     stopping_speed_m_s,
 )
-from smallm_ros.core.observation import Scan
-from smallm_ros.core.policy import Policy, Robot, ScanSensor, SlowDown, load_policy
+from smallm_ros.core.policy import Policy, Robot, SlowDown, load_policy
 from smallm_ros.core.shape import Shape
+from smallm_ros.core.summary.scan import Scan, ScanSensor
 from tests.fakes.point_world import KINDS, PointWorld, outside_m, wild
 
 POLICY = load_policy(Path(__file__).parent / 'fakes' / 'round_robot.yaml')

@@ -11,8 +11,9 @@ import pytest
 from smallm_ros.core.action import ActionSpace
 from smallm_ros.core.clock import SECOND
 from smallm_ros.core.exchange import Decided, Declared, Question, Segment
-from smallm_ros.core.policy import Policy, ScanSensor, load_policy
+from smallm_ros.core.policy import Policy, load_policy
 from smallm_ros.core.prompt import declaration
+from smallm_ros.core.summary.scan import ScanSensor
 from smallm_ros.engine.decode import Decider
 from smallm_ros.engine.load import load_decider
 from smallm_ros.engine.options import LoadRequest

@@ -36,9 +36,13 @@ from smallm_ros.core.envelope import reach_m
 from smallm_ros.core.facts import CommandArrival, Inputs, Process, StatusArrival
 from smallm_ros.core.gate import BOLDEST_FIRST, TABLE, Gate, Output, State
 from smallm_ros.core.invariants import Invariants, broken_limit
-from smallm_ros.core.observation import Fields, Goal, Odometry, Received, Scan
+from smallm_ros.core.observation import Fields, Received
 from smallm_ros.core.policy import Policy, load_policy
 from smallm_ros.core.retune import CAREFUL, compare
+from smallm_ros.core.summary.battery import Battery, BatterySensor
+from smallm_ros.core.summary.goal import Goal
+from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.scan import Scan
 from tests.fakes.point_world import PointWorld
 
 POLICY = load_policy(Path(__file__).parent / 'fakes' / 'round_robot.yaml')
@@ -1191,6 +1195,23 @@ def test_a_frozen_optional_sensor_is_a_lost_one() -> None:
         story.tick()
     assert (story.state, story.last.cause) == (State.DEGRADED, Cause.OPTIONAL_SENSOR_LOST)
     assert 'stands still' in story.last.detail
+
+
+@pytest.mark.parametrize('declared', [False, True])
+def test_a_clock_declared_to_be_wrong_loses_a_sensor_by_silence_alone(declared: bool) -> None:
+    battery = BatterySensor(
+        type='sensor_msgs/msg/BatteryState', topic='/battery', rate_hz=10, stale_after_ms=500,
+        stamps='arrival' if declared else 'trust')
+    story = active(policy=POLICY.model_copy(
+        update={'sensors': {**POLICY.sensors, 'battery': battery}}))
+    for _ in range(10):
+        charge = Battery(story.ros_ns + 7200 * SECOND, 0.8, 12.0, 0, 0, present=True)
+        story.newest['battery'] = Received(
+            'battery', charge, story.clock.now_ns(), story.ros_ns)
+        story.tick()
+    assert (story.state is State.ACTIVE) is declared
+    story.run(1200)
+    assert (story.state, story.last.cause) == (State.DEGRADED, Cause.OPTIONAL_SENSOR_LOST)
 
 
 def test_in_a_paused_world_no_stamp_is_frozen() -> None:

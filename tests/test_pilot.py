@@ -40,7 +40,7 @@ from smallm_ros.core.exchange import (
     RefusedWhy,
     Said,
 )
-from smallm_ros.core.observation import Odometry, Received, Scan
+from smallm_ros.core.observation import Quality, Received, StampFault
 from smallm_ros.core.pilot import (
     Ask,
     Declare,
@@ -54,6 +54,8 @@ from smallm_ros.core.pilot import (
     Withdraw,
 )
 from smallm_ros.core.policy import Policy, load_policy
+from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.scan import Scan
 
 POLICY = load_policy(Path(__file__).parent / 'policies' / 'wanderer.yaml')
 IDENTITY = Identity('00112233aabbccdd', 'robot', 'boot-1', 4711, 99)
@@ -190,6 +192,38 @@ def test_a_question_becomes_a_command() -> None:
     story.step()
     assert (story.status.served, story.status.misses, story.status.request) == (1, 0, 0)
     assert story.status.last_outcome == 'decided'
+
+
+def test_an_old_reading_is_decided_on_and_the_prompt_and_the_record_say_so() -> None:
+    story = Story()
+    for _ in range(5):  # 5 Hz, where the policy says that the scan has 10
+        story.clock.advance_ms(200)
+        story.sense(stamp_ns=story.ros_now_ns - 350 * MS)
+    story.sense('odom', stamp_ns=0)
+    ask = only(Ask, story.step())
+    scan, odom = ask.question.segments[1:]
+    assert scan.text.endswith(', 0.2 s old\n')
+    assert 'old' not in odom.text
+    story.answer(ask)
+    readings = story.records[-1].readings
+    assert readings['scan'].quality is Quality.OLD
+    assert readings['scan'].stamp is StampFault.NONE
+    assert readings['scan'].rate_hz == pytest.approx(5)
+    assert (readings['odom'].quality, readings['odom'].stamp) == (
+        Quality.FRESH, StampFault.ABSENT)
+    assert (readings['goal'].quality, readings['goal'].rate_hz) == (Quality.NEVER, None)
+    assert story.records[-1].ages_ms == {'scan': 350, 'odom': 0}
+
+
+def test_what_the_engine_left_out_is_recorded_in_its_words() -> None:
+    story = Story()
+    ask = story.ask()
+    left_out = ('goal', 'some of scan')
+    answer = dataclasses.replace(decision(ask.question.request), dropped=left_out)
+    story.do(story.pilot.receive(answer, story.now_ns))
+    assert story.records[-1].dropped == left_out
+    assert DecisionRecord.model_validate_json(
+        story.records[-1].model_dump_json()) == story.records[-1]
 
 
 def test_a_command_never_outlives_the_age_of_its_observation() -> None:

@@ -22,9 +22,11 @@ from smallm_ros.core.exchange import (
 )
 from smallm_ros.core.facts import CommandArrival, Inputs, StatusArrival
 from smallm_ros.core.gate import Gate, State
-from smallm_ros.core.observation import Odometry, Received, Scan
+from smallm_ros.core.observation import Received
 from smallm_ros.core.pilot import Ask, Do, Identity, Pilot, Send, Tell
 from smallm_ros.core.policy import load_policy
+from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.scan import Scan
 
 POLICY = load_policy(
     Path(__file__).resolve().parent.parent / 'config' / 'policies' / 'explorer.yaml'

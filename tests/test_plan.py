@@ -284,9 +284,10 @@ def test_the_quantisation_is_told_from_the_bits_a_weight(bits: float, name: str)
 def spelled() -> workload.Vocabulary:
     """Return a vocabulary of one token a character, and one a control token."""
     return workload.Vocabulary(
-        said='letters', template='mistral-v7-tekken',
+        said='letters', template='mistral-v7-tekken', size=1_100_000,
         tokenize=lambda text: [ord(c) for c in text],
         control_token=lambda text: 1_000_000 + sum(map(ord, text)),
+        piece=lambda token: chr(token).encode() if token < 1_000_000 else b'',
     )
 
 

@@ -14,13 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallm_ros.cli import check
+from smallm_ros.core.choice import Choice, choice_text
 from smallm_ros.core.errors import PolicyError
 from smallm_ros.core.policy import (
     MAX_FILE_BYTES,
     MAX_LEAVES,
-    Choice,
     Grid,
-    choice_text,
     json_schema,
     load_policy,
     parse_policy,
@@ -421,7 +420,7 @@ def test_the_schema_wants_choices_or_a_grid(key: str) -> None:
 def check_command(*words: str) -> int:
     parser = argparse.ArgumentParser()
     check.add_parser(parser.add_subparsers())
-    args = parser.parse_args(['check', *words])
+    args = parser.parse_args(['check', '--model', 'none', *words])
     return int(args.run(args))
 
 

@@ -40,6 +40,7 @@ from smallm_ros.core.prompt import declaration
 from smallm_ros.record.reader import read_declarations, read_models, read_records, read_texts
 from smallm_ros.ros import qos
 from smallm_ros.ros.policy_node import PolicyNode
+from smallm_ros.ros.take import Newest, Taken, subscribe
 
 pytestmark = pytest.mark.ros
 
@@ -389,6 +390,68 @@ def test_two_lives_within_one_second_write_two_records(
     assert len(list(tmp_path.glob('decisions-20250102-030405-*.mcap'))) == 2
 
 
+def test_a_flood_costs_no_more_than_the_newest_message_of_each_step(tmp_path: Path) -> None:
+    """Ten times the promised rate: one conversion a step, and the executor does nothing."""
+    steps, flood = 20, 10
+    with own_node(policy=WANDERER, socket=tmp_path / 'e.sock') as node:
+        talker = rclpy.create_node('talker')
+        told = talker.create_publisher(LaserScan, '/scan', flood)
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+        parts = node._configured()
+        end_ns = steady.now_ns() + int(LIMIT_S * SECOND)
+        while not told.get_subscription_count():
+            assert steady.now_ns() < end_ns, 'never: a subscription'
+            executor.spin_once(timeout_sec=0.01)
+        ear = parts.ears['scan']
+        for step in range(steps):
+            before_ns = steady.now_ns()
+            for number in range(flood):
+                told.publish(LaserScan(
+                    range_max=1000.0, ranges=[float(step * flood + number)]))
+            assert ear.taken == step
+            node._observe(parts)
+            newest = parts.pilot._newest['scan']
+            assert newest.fields.ranges_m[0] == step * flood + flood - 1
+            assert before_ns <= newest.arrival_ns <= steady.now_ns()
+        assert ear.taken == steps
+        assert ear.count == 1 + (steps - 1) * flood  # the first number says nothing
+        scan = parts.pilot.look(steady.now_ns(), 0).readings[0]
+        assert scan.rate_hz is not None
+        told.publish(LaserScan())
+        executor.remove_node(node)
+        for _ in range(flood):
+            executor.spin_once(timeout_sec=0)
+        assert ear.taken == steps
+        executor.shutdown()
+        talker.destroy_node()
+
+
+def test_an_arrival_that_the_wall_clock_cannot_tell_is_as_early_as_it_can_be(
+    tmp_path: Path
+) -> None:
+    with own_node(policy=WANDERER, socket=tmp_path / 'e.sock') as node:
+        told = node.create_publisher(String, 'words', 1)
+        begin_ns = steady.now_ns()
+        source = Newest(subscribe(node, String, 'words', qos.SENSOR), begin_ns)
+        end_ns = begin_ns + int(LIMIT_S * SECOND)
+        while not told.get_subscription_count():
+            assert steady.now_ns() < end_ns, 'never: a subscription'
+        looked_ns = steady.now_ns()
+        assert source.look(looked_ns, steady.wall_ns(), 7) is None
+        for set_by_ns, exact in ((0, True), (-SECOND, False), (3600 * SECOND, False)):
+            told.publish(String(data='a'))
+            now_ns = steady.now_ns()
+            taken = source.look(now_ns, steady.wall_ns() + set_by_ns, 8)
+            assert taken is not None
+            assert (taken.arrival_ns == looked_ns) is not exact
+            assert looked_ns <= taken.arrival_ns <= now_ns
+            assert taken.ros_arrival_ns == (7 if exact else 8), 'ROS time of the look before'
+            assert taken.messages == 1
+            looked_ns = now_ns
+
+
 @dataclass
 class Times:
     """The two clocks of a node, set by hand."""
@@ -413,7 +476,7 @@ class Stage:
         self._said: list[DiagnosticArray] = []
         (told,) = (p for p in node.publishers if p.topic_name == '/diagnostics')
         monkeypatch.setattr(told, 'publish', self._said.append)
-        (self._scans,) = (s for s in node.subscriptions if s.topic_name.endswith('/scan'))
+        self._ros_arrives = bool(node.get_parameter('use_sim_time').value)
 
     def hear_scan(self, *, stamp_ago_s: float | None = 0.05) -> None:
         """Hand in a scan; None: without a stamp."""
@@ -423,7 +486,10 @@ class Stage:
         if stamp_ago_s is not None:
             stamp_ns = self.times.ros_ns - round(stamp_ago_s * SECOND)
             scan.header.stamp.sec, scan.header.stamp.nanosec = divmod(stamp_ns, SECOND)
-        self._scans.callback(scan)
+        times = self.times
+        ros_ns = times.ros_ns if self._ros_arrives else None
+        arrived = Taken(scan, times.steady_ns, ros_ns, messages=1)
+        self._node._hear(self._node._configured(), 'scan', arrived)
 
     def scan_status(self) -> tuple[bytes, str]:
         """Let both timers come due; return what is told of the scan."""

@@ -28,9 +28,11 @@ from smallm_ros.core.exchange import (
     EngineUp,
     ModelLimits,
 )
-from smallm_ros.core.observation import Odometry, Received, Scan
+from smallm_ros.core.observation import Received
 from smallm_ros.core.pilot import Ask, Declare, Do, Identity, Pilot, Record
 from smallm_ros.core.policy import load_policy
+from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.scan import Scan
 from smallm_ros.record.reader import read_declarations, read_records
 from smallm_ros.record.rerun import Again, Verdict, document, run_again, summary
 from smallm_ros.record.writer import RecordWriter

@@ -31,7 +31,8 @@ from std_msgs.msg import String
 
 from smallm_ros import steady
 from smallm_ros.core.clock import MS, SECOND
-from smallm_ros.ros import convert
+from smallm_ros.ros.convert import motion, space
+from smallm_ros.ros.convert.common import stamp_ns
 
 pytestmark = pytest.mark.ros
 
@@ -72,7 +73,7 @@ class Listener:
         for kind, topic, keep, qos in (
             (LaserScan, '/scan', self.scans.append, BEST_EFFORT),
             (Odometry, '/odom', self.odometry.append, 100),
-            (Clock, '/clock', lambda m: self.clocks_ns.append(convert.stamp_ns(m.clock)),
+            (Clock, '/clock', lambda m: self.clocks_ns.append(stamp_ns(m.clock)),
              BEST_EFFORT),
             (String, '/sim_node/truth', lambda m: self.truths.append(json.loads(m.data)), 100),
             (String, '/sim_node/state', lambda m: self.states.append(json.loads(m.data)), 100),
@@ -145,8 +146,8 @@ class TestOneRun:
                       and len(listener.truths) >= 15, 'fifteen scans')
         for stamps_ns, period_ns in (
             (listener.clocks_ns, 10 * MS),
-            ([convert.stamp_ns(m.header.stamp) for m in listener.odometry], 20 * MS),
-            ([convert.stamp_ns(m.header.stamp) for m in listener.scans], 100 * MS),
+            ([stamp_ns(m.header.stamp) for m in listener.odometry], 20 * MS),
+            ([stamp_ns(m.header.stamp) for m in listener.scans], 100 * MS),
             ([truth['sim_time_ns'] for truth in listener.truths], 100 * MS),
         ):
             steps = np.diff(stamps_ns)
@@ -159,7 +160,7 @@ class TestOneRun:
     ) -> None:
         listener, _ = corridor
         message = listener.scans[-1]
-        scan = convert.scan(message)
+        scan = space.scan(message, None)
         assert scan.ranges_m.shape == (360,)
         assert scan.frame_id == 'lidar_link'
         assert (scan.range_min_m, scan.range_max_m) == pytest.approx((0.12, 8.0))
@@ -168,7 +169,7 @@ class TestOneRun:
         assert message.scan_time == pytest.approx(0.1)
         last = message.angle_min + 359 * message.angle_increment
         assert message.angle_max == pytest.approx(last, abs=1e-4)
-        odometry = convert.odometry(listener.odometry[-1])
+        odometry = motion.odometry(listener.odometry[-1], None)
         assert (odometry.x_m, odometry.y_m, odometry.yaw_rad) == pytest.approx((0, 0, 0), abs=0.01)
         assert odometry.frame_id == 'odom'
         assert listener.odometry[-1].child_frame_id == 'base_link'
@@ -227,7 +228,7 @@ def test_a_twist_without_stamp_and_wall_time_will_do_too() -> None:
         listener.wait(lambda: listener.scans and listener.truth['x_m'] > -2.8, 'motion')
         listener.command = None
         assert listener.node.count_publishers('/clock') == 0
-        age_ns = steady.wall_ns() - convert.stamp_ns(listener.scans[-1].header.stamp)
+        age_ns = steady.wall_ns() - stamp_ns(listener.scans[-1].header.stamp)
         assert 0 <= age_ns < 5 * SECOND
         first, last = listener.truths[0], listener.truth
         passed_ns = last['steady_ns'] - first['steady_ns']

@@ -11,21 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallm_ros.core.clock import MS, SECOND
-from smallm_ros.core.observation import (
-    Goal,
-    Observation,
-    Odometry,
-    Quality,
-    Reading,
-    Received,
-    Scan,
-    StampFault,
-)
-from smallm_ros.core.policy import Bin, Policy, ScanSensor, Sector, load_policy
+from smallm_ros.core.errors import PolicyError
+from smallm_ros.core.observation import Observation, Quality, Reading, Received, StampFault
+from smallm_ros.core.observe import OLD_LEAST_NS, RATE_WINDOW, Rate, age_words, observe
+from smallm_ros.core.policy import Policy, load_policy, parse_policy
+from smallm_ros.core.sensor import Scene
 from smallm_ros.core.summary import goal as goal_family
-from smallm_ros.core.summary import observe
 from smallm_ros.core.summary import odometry as odometry_family
 from smallm_ros.core.summary import scan as scan_family
+from smallm_ros.core.summary.goal import Goal
+from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.place import Place
+from smallm_ros.core.summary.scan import Bin, Scan, ScanSensor, Sector
 
 POLICY = load_policy(Path(__file__).parent / 'policies' / 'wanderer.yaml')
 NOW_NS = 1_000 * SECOND
@@ -63,7 +60,7 @@ def beams(**metres: float) -> Scan:
                'right unknown'),
 ])
 def test_a_scan_says_the_nearest_of_each_sector(fields: Scan, expected: str) -> None:
-    assert scan_family.text(PLAIN, fields) == expected
+    assert PLAIN.text(fields, Scene()) == expected
 
 
 @pytest.mark.parametrize(('metres', 'word'), [
@@ -76,7 +73,7 @@ def test_bins_are_words_with_open_ends(metres: float, word: str) -> None:
     })
     ranges = np.full(360, metres, np.float64)
     fields = Scan(0, '', -math.pi, math.pi / 180, 0.1, 8.0, ranges)  # type: ignore[arg-type]
-    assert scan_family.text(sensor, fields) == f'ahead {word}'
+    assert sensor.text(fields, Scene()) == f'ahead {word}'
 
 
 @pytest.mark.parametrize(('bearing_deg', 'metres', 'expected'), [
@@ -109,7 +106,7 @@ def test_any_scan_gives_one_line_of_five_sectors(
     ranges: list[float], angle_min: float, increment: float
 ) -> None:
     fields = Scan(0, '', angle_min, increment, 0.1, 8.0, np.asarray(ranges, np.float32))
-    line = scan_family.text(PLAIN, fields)
+    line = PLAIN.text(fields, Scene())
     assert line.count(', ') == 4
     assert '\n' not in line
     assert 'nan' not in line
@@ -128,6 +125,8 @@ def test_odometry_says_how_the_base_moves(linear: float, angular: float, expecte
 
 
 HERE = Odometry(0, 'odom', 1.0, 1.0, math.pi / 2, 0.0, 0.0)
+GOAL = goal_family.GoalSensor(
+    type='geometry_msgs/msg/PoseStamped', topic='goal', rate_hz=1, stale_after_ms=5000)
 
 
 @pytest.mark.parametrize(('x', 'y', 'expected'), [
@@ -141,8 +140,14 @@ def test_a_goal_is_a_distance_and_a_direction(x: float, y: float, expected: str)
 
 def test_a_goal_in_another_frame_or_without_odometry_says_so() -> None:
     goal = Goal(0, 'map', 1.0, 1.0, 0.0)
-    assert goal_family.text(goal, HERE) == 'bearing unknown, given in frame map'
-    assert goal_family.text(goal, None) == 'bearing unknown, no odometry'
+    unknown = 'bearing unknown, no pose in frame "map"'
+    assert GOAL.text(goal, Scene({'odom': HERE})) == GOAL.text(goal, Scene()) == unknown
+
+
+def test_a_goal_on_the_map_is_told_from_the_localisation() -> None:
+    found = Place(0, 'map', 4.0, 1.0, math.pi, 0.0)
+    goal = Goal(0, 'map', 1.0, 1.0, 0.0)
+    assert GOAL.text(goal, Scene({'odom': HERE, 'place': found})) == '3.0 m ahead'
 
 
 # --- time and truth -----------------------------------------------------------------------------
@@ -183,7 +188,7 @@ def test_silence_trips_one_nanosecond_past_the_limit(late_ns: int) -> None:
     passed = LIMIT_NS + late_ns
     observation = seen(now_ns=NOW_NS + passed, ros_ns=ROS_NS + passed,
                        scan_stamp_ns=ROS_NS + passed)
-    assert reading(observation).quality is (Quality.STALE if late_ns else Quality.FRESH)
+    assert reading(observation).quality is (Quality.STALE if late_ns else Quality.OLD)
     assert observation.fit is not bool(late_ns)
 
 
@@ -191,6 +196,104 @@ def test_an_old_stamp_that_just_arrived_is_stale() -> None:
     observation = seen(scan_stamp_ns=ROS_NS - LIMIT_NS - 1)
     assert reading(observation).quality is Quality.STALE
     assert reading(observation).text == 'scan: lost'
+
+
+@pytest.mark.parametrize(('late_ns', 'quality', 'said'), [
+    (0, Quality.FRESH, ''), (1, Quality.OLD, ', 0.2 s old'),
+    (150 * MS, Quality.OLD, ', 0.2 s old'),
+    (200 * MS, Quality.OLD, ', 0.5 s old'), (200 * MS + 1, Quality.STALE, ''),
+])
+def test_what_is_later_than_its_rate_is_old_and_says_how_old_until_it_is_lost(
+    late_ns: int, quality: Quality, said: str
+) -> None:
+    """The scan promises 10 Hz and is lost after half a second: three periods are usual."""
+    observation = seen(scan_stamp_ns=ROS_NS - 300 * MS - late_ns)
+    found = reading(observation)
+    assert found.quality is quality
+    assert observation.fit is quality.usable
+    assert found.text.endswith(', right 1.0' + said) or not quality.usable
+
+
+def test_a_fast_sensor_is_not_old_within_a_control_period() -> None:
+    fast = POLICY.sensors['scan'].model_copy(update={'rate_hz': 200.0})
+    policy = POLICY.model_copy(update={'sensors': {**POLICY.sensors, 'scan': fast}})
+    found = reading(seen(policy, scan_stamp_ns=ROS_NS - OLD_LEAST_NS))
+    assert found.quality is Quality.FRESH
+    assert reading(seen(policy, scan_stamp_ns=ROS_NS - OLD_LEAST_NS - 1)).quality is Quality.OLD
+
+
+def test_an_age_by_arrival_says_so_where_it_is_old() -> None:
+    late = {'arrival_ns': NOW_NS - 400 * MS, 'ros_arrival_ns': ROS_NS - 400 * MS}
+    absent = reading(seen(scan_stamp_ns=0, **late))
+    assert absent.text.endswith(', 0.2 s old by arrival')
+    assert (absent.age_ns, absent.stamp_age_ns) == (400 * MS, None)
+    told = reading(seen(scan_stamp_ns=ROS_NS - 400 * MS, **late))
+    assert told.text.endswith(', 0.2 s old')
+    assert 'old' not in reading(seen(scan_stamp_ns=0)).text
+
+
+@pytest.mark.parametrize(('seconds', 'words'), [
+    (0.21, '0.2 s old'), (0.5, '0.5 s old'), (1.99, '1 s old'), (2, '2 s old'), (59, '30 s old'),
+    (60, '1 min old'), (3599, '30 min old'), (3600, 'hours old'), (1e6, 'hours old'),
+])
+def test_an_age_is_a_few_words_that_seldom_change(seconds: float, words: str) -> None:
+    assert age_words(round(seconds * SECOND)) == words
+
+
+WRONG_CLOCK = POLICY.model_copy(update={'sensors': {**POLICY.sensors, 'goal': POLICY.sensors[
+    'goal'].model_copy(update={'stamps': 'arrival'})}})
+
+
+@pytest.mark.parametrize('stamp_ns', [
+    ROS_NS + SECOND, ROS_NS + 7200 * SECOND, ROS_NS - 7200 * SECOND, -5 * SECOND,
+])
+@pytest.mark.parametrize('policy', [POLICY, WRONG_CLOCK])
+def test_a_clock_declared_to_be_wrong_leaves_the_age_to_the_arrival(
+    policy: Policy, stamp_ns: int
+) -> None:
+    def goal(arrived_ago_ns: int) -> Reading:
+        ago_ns = NOW_NS - arrived_ago_ns
+        newest = {'goal': Received('goal', Goal(stamp_ns, 'odom', 1.0, 1.0, 0.0), ago_ns)}
+        return reading(observe(policy, newest, NOW_NS, ROS_NS), 'goal')
+
+    now, later, too_late = goal(MS), goal(45 * SECOND), goal(601 * SECOND)
+    assert now.stamp_fault in (StampFault.FUTURE, StampFault.ABSURD)
+    assert now.age_ns == MS
+    if policy is POLICY:
+        assert now.quality is Quality.STALE
+        assert now.text == 'goal: lost, wrong stamp'
+    else:
+        assert now.text == 'goal: bearing unknown, no pose in frame "odom"'
+        assert later.text == 'goal: bearing unknown, no pose in frame "odom", 30 s old by arrival'
+        assert (later.quality, too_late.quality) == (Quality.OLD, Quality.STALE)
+        assert too_late.text == 'goal: lost'
+
+
+@pytest.mark.parametrize('make_optional', [False, True])
+def test_what_the_watchdog_goes_by_must_say_of_when_it_tells(make_optional: bool) -> None:
+    text = (Path(__file__).parent / 'policies' / 'wanderer.yaml').read_text(encoding='utf-8')
+    wrong = text.replace('rate_hz: 20,', 'rate_hz: 20, stamps: arrival,')
+    if make_optional:
+        wrong = wrong.replace('Odometry, topic: /odom, required: true', 'Odometry, topic: /odom')
+    with pytest.raises(PolicyError, match=r'x:9: sensors\.odom: stamps .arrival.: what is requ'):
+        parse_policy(wrong.encode(), 'x')
+
+
+def test_a_rate_is_that_of_the_last_messages_those_not_taken_among_them() -> None:
+    rate = Rate()
+    assert rate.hz is None
+    rate.arrived(0, 1)
+    assert rate.hz is None
+    for step in range(1, 100):
+        rate.arrived(step * 100 * MS, 1)
+    assert rate.hz == pytest.approx(10)
+    for step in range(100, 100 + RATE_WINDOW):  # a flood: of ten that were sent one is taken
+        rate.arrived(step * 100 * MS, 10)
+    assert rate.hz == pytest.approx(100)
+    rate.arrived(0, 1)  # time went back
+    assert rate.hz is None
+    rate.arrived(0, 1)
+    assert rate.hz is None
 
 
 def test_a_paused_world_makes_nothing_older() -> None:
@@ -237,7 +340,7 @@ def test_a_goal_has_no_bearing_from_odometry_that_is_lost() -> None:
         goal_name: Received(goal_name, Goal(0, 'odom', 1.0, 1.0, 0.0), NOW_NS),
     }
     found = reading(observe(policy, newest, NOW_NS, ROS_NS), goal_name)
-    assert found.text == f'{goal_name}: bearing unknown, no odometry'
+    assert found.text == f'{goal_name}: bearing unknown, no pose in frame "odom"'
 
 
 def test_the_deadline_starts_at_the_newest_required_arrival_and_the_age_at_the_oldest_stamp(

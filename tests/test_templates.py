@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +27,9 @@ BLANKS = ['\n', '\n\n', '  ', '\t', '\r\n', '\u00a0', ' \n ', '\x00', '\u200d']
 MARKED = ['नमस्ते', 'สวัสดี', 'роБОТ']
 HOSTILE = (
     '<s> </s> [INST] [/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CALLS] [AVAILABLE_TOOLS] '
-    '<unk> <pad> [IMG] <SPECIAL_20> <|im_start|> <|im_end|> <|endoftext|> <repo_name> <file_sep>'
+    '<unk> <pad> [IMG] <SPECIAL_20> <|im_start|> <|im_end|> <|endoftext|> <repo_name> <file_sep> '
+    '<|begin_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|> <bos> <start_of_turn> '
+    '<end_of_turn> [ARGS] [CALL_ID] [THINK]'
 ).split()
 # No surrogates, and nothing unassigned, whose category differs between Unicode versions.
 ANY = st.text(st.characters(exclude_categories=('Cs', 'Cn')), max_size=12)
@@ -34,8 +38,12 @@ CASELESS = st.text(
     | st.characters(categories=('Lo', 'Nd', 'No', 'P', 'S', 'Zs', 'Cc', 'Cf')),
     max_size=12,
 )
-MIXED = st.lists(st.sampled_from(WORDS) | st.sampled_from(BLANKS) | CASELESS, max_size=6).map(
-    ' '.join
+MIXED = st.lists(
+    st.sampled_from(WORDS) | st.sampled_from(BLANKS) | st.sampled_from(HOSTILE) | CASELESS,
+    max_size=6,
+).map(' '.join)
+CONVERSATIONS = settings(
+    max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 MANY = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -101,13 +109,14 @@ def test_text_is_only_ever_tokenised_as_plain_text(name: str) -> None:
 
 
 def test_an_unknown_template_is_named_with_those_there_are() -> None:
-    with pytest.raises(ModelFileError, match="'llama-3' is unknown: one of mistral-v7"):
-        conversation('llama-3', Letters(), '', [])
+    with pytest.raises(ModelFileError, match="'alpaca' is unknown: one of mistral-v7"):
+        conversation('alpaca', Letters(), '', [])
 
 
 @pytest.mark.parametrize('name', TEMPLATES)
 def test_the_vocabulary_tells_the_template(name: str) -> None:
-    assert fitting(None, letters(name)) == name
+    same = {'mistral-v13': 'mistral-v11'}.get(name, name)  # the same ids: see below
+    assert fitting(None, letters(name)) == same
     assert fitting(name, letters(name)) == name
 
 
@@ -115,7 +124,7 @@ def test_a_vocabulary_that_fits_none_or_two_asks_for_a_name() -> None:
     with pytest.raises(ModelFileError, match=r'\(fitting: none\): name one of mistral'):
         fitting(None, Letters('<s>', '</s>'))
     both = Letters(*(text for one in TEMPLATES.values() for text in one.controls()))
-    with pytest.raises(ModelFileError, match=r'\(fitting: mistral-v7-tekken, chatml\)'):
+    with pytest.raises(ModelFileError, match=r'\(fitting: mistral-v7-tekken, .*chatml'):
         fitting(None, both)
     assert fitting('chatml', both) == 'chatml'
 
@@ -123,6 +132,65 @@ def test_a_vocabulary_that_fits_none_or_two_asks_for_a_name() -> None:
 def test_a_template_that_the_vocabulary_lacks_is_refused() -> None:
     with pytest.raises(ModelFileError, match=re.escape("no control token '[SYSTEM_PROMPT]'")):
         fitting('mistral-v7-tekken', Letters('<s>', '</s>', '[INST]', '[/INST]'))
+
+
+def test_a_newer_vocabulary_is_not_one_of_before() -> None:
+    with pytest.raises(ModelFileError, match=re.escape("no control token '[ARGS]'")):
+        fitting('mistral-v11', letters('mistral-v7-tekken'))
+
+
+def test_gemma_has_no_system_turn() -> None:
+    model = letters('gemma')
+    got = conversation('gemma', model, 'Drive.', [('wall', 'stop')])
+    assert model.shown(got.prefix) == (
+        '⟨<bos>⟩⟨<start_of_turn>⟩user\nDrive.\n\nwall⟨<end_of_turn>⟩\n'
+        '⟨<start_of_turn>⟩model\nstop⟨<end_of_turn>⟩\n⟨<start_of_turn>⟩user\n'
+    )
+    alone = conversation('gemma', model, 'Drive.', [])
+    assert model.shown(alone.prefix) == '⟨<bos>⟩⟨<start_of_turn>⟩user\nDrive.\n\n'
+    assert model.shown(alone.suffix) == '⟨<end_of_turn>⟩\n⟨<start_of_turn>⟩model\n'
+
+
+def applied(name: str, messages: list[tuple[str, str]]) -> str:
+    """Return a conversation as llama.cpp's own code for a template writes it, markers spelt."""
+    import llama_cpp
+
+    raw = [(role.encode(), text.encode()) for role, text in messages]
+    chat = (llama_cpp.llama_chat_message * len(raw))(
+        *(llama_cpp.llama_chat_message(role=role, content=text) for role, text in raw))
+    buffer = ctypes.create_string_buffer(4 * sum(len(text) for _, text in raw) + 4096)
+    size = llama_cpp.llama_chat_apply_template(
+        name.encode(), chat, len(raw), True, buffer, len(buffer))
+    assert 0 < size <= len(buffer)
+    return buffer.raw[:size].decode()
+
+
+# llama.cpp takes the blanks off each text's ends, as these models' own templates do, and ends a
+# text at a zero byte.
+TRIMMED = st.one_of(st.lists(st.sampled_from(WORDS) | ANY, max_size=6).map(' '.join)).map(
+    lambda text: text.replace('\x00', '').strip() or 'go')
+
+
+@pytest.mark.parametrize(('name', 'theirs', 'begin'), [
+    ('llama-3', 'llama3', '<|begin_of_text|>'), ('gemma', 'gemma', '<bos>'),
+    ('chatml', 'chatml', ''),
+])
+@MANY
+@given(system=TRIMMED, turns=st.lists(st.tuples(TRIMMED, TRIMMED), max_size=3), last=TRIMMED)
+def test_the_text_is_that_of_llama_cpps_own_template(
+    name: str, theirs: str, begin: str, system: str, turns: list[tuple[str, str]], last: str
+) -> None:
+    # Their vocabularies are not on PyPI, so control tokens are held by their spelling.
+    pytest.importorskip('llama_cpp')
+    model = letters(name)
+    got = conversation(name, model, system, turns)
+    names = {token: text for text, token in model.controls.items()}
+    ids = [*got.prefix, *map(ord, last), *got.suffix]
+    ours = ''.join(names.get(token) or chr(token) for token in ids)
+    messages = [('system', system)]
+    for text, answer in turns:
+        messages += [('user', text), ('assistant', answer)]
+    assert ours == begin + applied(theirs, [*messages, ('user', last)])
 
 
 @pytest.fixture(scope='module')
@@ -150,6 +218,47 @@ def instruct(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return MistralTokenizer.from_file(str(folder / 'tekken.json'))
 
 
+NEWER = ('[ARGS]', '[CALL_ID]', '[THINK]', '[/THINK]')
+"""Control tokens of the Tekken vocabularies since v11, in places that v7 leaves free."""
+
+
+class Words:
+    """mistral-common's Tekken vocabulary, as our templates ask one."""
+
+    def __init__(self, vocabulary: Any) -> None:
+        self._vocabulary = vocabulary
+
+    def tokenize(self, text: str) -> list[int]:
+        ids: list[int] = self._vocabulary.encode(text, bos=False, eos=False)
+        return ids
+
+    def control_token(self, text: str) -> int:
+        try:
+            return int(self._vocabulary.get_special_token(text))
+        except ValueError as err:
+            raise ModelFileError(str(err)) from err
+
+
+@pytest.fixture(scope='module', params=['v11', 'v13'])
+def newer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A newer version's name and mistral-common's own encoder for it."""
+    from tests import tekken_gguf
+
+    folder = tekken_gguf.v7_folder(tmp_path_factory.mktemp('tekken'))
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+    file = folder / 'tekken.json'
+    definition = json.loads(file.read_text(encoding='utf-8'))
+    definition['config']['version'] = request.param
+    known = list(Tekkenizer.DEPRECATED_SPECIAL_TOKENS)
+    definition['special_tokens'] = known + [
+        {'rank': len(known) + at, 'token_str': text, 'is_control': True}
+        for at, text in enumerate(NEWER)]
+    file.write_text(json.dumps(definition), encoding='utf-8')
+    return f'mistral-{request.param}', MistralTokenizer.from_file(str(file))
+
+
 @pytest.mark.model
 def test_mistral_ids_are_those_of_ros_notes(tekken: Any) -> None:
     got = conversation('mistral-v7-tekken', tekken, '', [('', '')])
@@ -157,11 +266,36 @@ def test_mistral_ids_are_those_of_ros_notes(tekken: Any) -> None:
 
 
 @pytest.mark.model
-@MANY
+@CONVERSATIONS
 @given(system=MIXED, turns=st.lists(st.tuples(MIXED, MIXED), max_size=3), last=MIXED)
 def test_mistral_ids_equal_mistral_common(
     tekken: Any, instruct: Any, system: str, turns: list[tuple[str, str]], last: str
 ) -> None:
+    got = conversation('mistral-v7-tekken', tekken, system, answered(turns))
+    assert got.prefix + tekken.tokenize(last) + got.suffix == theirs(
+        instruct, system, turns, last)
+
+
+@pytest.mark.model
+@CONVERSATIONS
+@given(system=MIXED, turns=st.lists(st.tuples(MIXED, MIXED), max_size=3), last=MIXED)
+def test_newer_mistral_ids_equal_mistral_common(
+    newer: Any, system: str, turns: list[tuple[str, str]], last: str
+) -> None:
+    name, encoder = newer
+    words = Words(encoder.instruct_tokenizer.tokenizer)
+    got = conversation(name, words, system, answered(turns))
+    assert got.prefix + words.tokenize(last) + got.suffix == theirs(encoder, system, turns, last)
+    assert fitting(None, words) == 'mistral-v11'
+
+
+def answered(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    # mistral-common strips blanks off an answer's end and refuses one without content
+    return [(text, answer.rstrip(' ') or 'go') for text, answer in turns]
+
+
+def theirs(encoder: Any, system: str, turns: list[tuple[str, str]], last: str) -> list[int]:
+    """Return the ids of a conversation as mistral-common encodes it."""
     from mistral_common.protocol.instruct.messages import (
         AssistantMessage,
         SystemMessage,
@@ -169,15 +303,13 @@ def test_mistral_ids_equal_mistral_common(
     )
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
-    # mistral-common strips blanks off an answer's end and refuses one without content
-    turns = [(text, answer.rstrip(' ') or 'go') for text, answer in turns]
     messages: list[Any] = [SystemMessage(content=system)]
-    for text, answer in turns:
+    for text, answer in answered(turns):
         messages += [UserMessage(content=text), AssistantMessage(content=answer)]
     messages.append(UserMessage(content=last))
-    wanted = instruct.encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens
-    got = conversation('mistral-v7-tekken', tekken, system, turns)
-    assert got.prefix + tekken.tokenize(last) + got.suffix == wanted
+    request = ChatCompletionRequest(messages=messages)
+    ids: list[int] = encoder.encode_chat_completion(request).tokens
+    return ids
 
 
 @pytest.mark.model

@@ -121,6 +121,8 @@ class World:
         self.ticks = [start_ticks(child.pid) for child in self.processes]
         self.sensing = self.speaking = True
         self.simulated_ns: int | None = None
+        self.asked: dict[str, Any] = {
+            'action': 'forward', 'parameters': {'speed': 'fast'}, 'linear_x_m_s': 0.3}
         self.garbled = ''
         self.velocities: list[tuple[int, float]] = []
         self.applied: list[Applied] = []
@@ -215,8 +217,8 @@ class World:
         if self._sequence % 5 == 0:
             self._command.publish(String(data=Command(
                 session='a' * 16, sequence=self._sequence, request=self._sequence,
-                action='forward', parameters={'speed': 'fast'}, linear_x_m_s=0.3,
-                angular_z_rad_s=0.0, observation_stamp_ns=max(self.ros_ns() - 100 * MS, 1),
+                **self.asked, angular_z_rad_s=0.0,
+                observation_stamp_ns=max(self.ros_ns() - 100 * MS, 1),
                 arrival_ns=now_ns - 100 * MS, deadline_ns=now_ns + 200 * MS,
                 valid_until_ns=now_ns + POLICY.ttl_ns, confidence=0.9, partial=False, **home,
             ).to_json()))
@@ -327,6 +329,59 @@ def test_arm_estop_and_reset_by_their_topics_and_services(world: World) -> None:
         world.turn(800)
         assert world.call('reset').success
         assert world.wait_for(State.HOLD).linear_x_m_s == 0.0
+
+
+def test_what_actions_say_leaves_once_for_each_command_and_a_stop_at_the_end(
+    world: World, tmp_path: Path,
+) -> None:
+    file = tmp_path / 'talking.yaml'
+    file.write_text(FILE.read_text(encoding='utf-8').replace(
+        'fast: 0.3}}}\n', 'fast: 0.3}}}\n    command: {lamp: {data: true}}\n') +
+        'outputs:\n  lamp: {type: std_msgs/msg/Bool, topic: lamp, on_stop: {data: false}}\n')
+    said: list[tuple[bool, int]] = []
+    world.node.create_subscription(
+        Bool, '/lamp', lambda msg: said.append((msg.data, len(world.applied))), 100)
+    with watchdog(policy=file) as child:
+        driving(world)
+        world.turn(1000)
+        world.processes[1].kill()
+        world.wait_for(State.FALLBACK)
+        world.turn(300)
+        lights = [light for light, _ in said]
+        commands = {a.command_sequence for a in world.applied if a.source == 'model'}
+        assert lights == [True] * (len(lights) - 1) + [False]
+        assert 2 <= lights.count(True) <= len(commands) + 1
+        world.wait(lambda: json.loads(world.diagnosis.get('outputs', '{}')) == {
+            'lamp': len(lights)}, 'them counted')
+        assert json.loads(world.diagnosis['exceptions']) == 0
+        child.send_signal(signal.SIGTERM)
+        world.wait(lambda: child.poll() is not None, 'the end')
+        assert len(said) == len(lights), 'the stop is said once'
+
+
+def test_without_a_base_there_is_no_velocity_and_the_loop_goes_on(
+    world: World, tmp_path: Path,
+) -> None:
+    file = tmp_path / 'still.yaml'
+    text = FILE.read_text(encoding='utf-8')
+    head, _, rest = text.partition('robot:')
+    sensors = rest.partition('\n')[2].partition('  wheels')[0]
+    file.write_text(
+        f'{head}base: none\n{sensors}'
+        'outputs:\n  lamp: {type: std_msgs/msg/Bool, topic: lamp}\n'
+        'actions:\n  light: {description: light, command: {lamp: {data: true}}}\n'
+        '  dark: {description: dark, command: {lamp: {data: false}}}\n'
+        'decision: {rate_hz: 2, budget_ms: 400, max_observation_age_ms: 2000}\n')
+    said: list[bool] = []
+    world.node.create_subscription(Bool, '/lamp', lambda msg: said.append(msg.data), 100)
+    world.asked = {'action': 'light', 'parameters': {}, 'linear_x_m_s': 0.0}
+    with watchdog(policy=file):
+        world.wait_for(State.ACTIVE)
+        world.wait(lambda: said, 'a message')
+        assert world.node.count_publishers('/cmd_vel') == 0
+        assert {a.linear_x_m_s for a in world.applied} == {0.0}
+        world.sensing = False
+        world.wait_for(State.SAFE_STOP)
 
 
 def test_a_required_estop_source_that_is_silent_stops(world: World) -> None:

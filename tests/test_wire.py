@@ -42,6 +42,8 @@ decisions = st.builds(
     timings=st.builds(Timings, *[integers] * 4, st.lists(integers, max_size=3).map(tuple)),
 )
 strings = st.lists(texts, max_size=3).map(tuple)
+shorter = st.lists(st.builds(ex.Shorter, integers, texts), max_size=2).map(tuple)
+segments = st.builds(ex.Segment, texts, texts, integers, shorter)
 requests = st.one_of(
     st.builds(Hello, texts, texts),
     st.builds(ex.Cancel, integers),
@@ -49,7 +51,7 @@ requests = st.one_of(
               st.lists(st.tuples(texts, texts), max_size=3).map(tuple), strings, integers,
               strings),
     st.builds(ex.Question, integers, texts, integers,
-              st.lists(st.builds(ex.Segment, texts, texts, integers), max_size=3).map(tuple)),
+              st.lists(segments, max_size=3).map(tuple)),
 )
 events = st.one_of(
     st.builds(ex.EngineUp, integers, integers),
@@ -93,7 +95,7 @@ def test_events_arrive(item: Event) -> None:
 
 def test_every_kind_of_the_exchange_has_a_way() -> None:
     there = set(REQUESTS.kinds) | set(EVENTS.kinds)
-    local = {'Segment', 'EngineLost', 'Decision', 'FreeText'}
+    local = {'Segment', 'Shorter', 'EngineLost', 'Decision', 'FreeText'}
     values = {name for name, kind in vars(ex).items() if hasattr(kind, '__dataclass_fields__')}
     assert values - local == there - {'Hello'}
 
@@ -136,7 +138,7 @@ def test_a_truncated_frame_is_named_at_the_end(item: Request, at: int) -> None:
 
 @pytest.mark.parametrize(('data', 'what'), [
     (b'GET / HTTP/1.1\r\n', "b'GET' where a frame begins"),
-    (frame(b'', version=1), 'frame version 1, this side speaks 2'),
+    (frame(b'', version=1), 'frame version 1, this side speaks 3'),
     (frame(b'', length=1 << 30), 'a frame of 1073741824 bytes, at most 1048576'),
     (frame(b'\xc1'), 'not msgpack'),
     (frame(b''), 'not msgpack'),

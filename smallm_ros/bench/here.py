@@ -27,7 +27,7 @@ from smallm_ros.bench.shape import available_memory_bytes
 from smallm_ros.core.action import Decision
 from smallm_ros.core.clock import SECOND
 from smallm_ros.core.errors import OperatorError
-from smallm_ros.core.exchange import Decided, DeclarationRejected, Question
+from smallm_ros.core.exchange import Decided, DeclarationRejected, ModelLimits, Question
 from smallm_ros.core.policy import Policy
 from smallm_ros.core.prompt import declaration, segments
 from smallm_ros.core.reference import draw
@@ -180,6 +180,17 @@ def measure(policy: Policy, request: LoadRequest, decisions: int = DECISIONS) ->
         one_ns=limits.cost_fixed_ns, per_token_ns=limits.cost_per_token_ns,
         threads=limits.threads, gpu_layers=limits.gpu_layers, sha256=limits.sha256,
     )
+
+
+def load(request: LoadRequest) -> ModelLimits:
+    """Load a model as the engine does, so that what a batch costs is measured and remembered."""
+    from smallm_ros.engine.load import load_decider
+
+    decider = load_decider(request, _Unheard(), steady.SteadyClock())
+    try:
+        return decider.limits
+    finally:
+        decider.close()
 
 
 def calibrated(device: Device, model: ModelFacts, measured: Measured) -> Device:

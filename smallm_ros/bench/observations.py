@@ -16,9 +16,12 @@ from typing import Any
 from smallm_ros.core.action import ActionSpace
 from smallm_ros.core.exchange import Segment
 from smallm_ros.core.observation import Observation
-from smallm_ros.core.policy import Bin, GoalSensor, OdometrySensor, Policy, ScanSensor
+from smallm_ros.core.policy import Policy
 from smallm_ros.core.prompt import segments
 from smallm_ros.core.reference import draw
+from smallm_ros.core.summary.goal import GoalSensor
+from smallm_ros.core.summary.odometry import OdometrySensor
+from smallm_ros.core.summary.scan import Bin, ScanSensor
 
 _BINS = (Bin(word='blocked', below_m=0.6), Bin(word='near', below_m=1.2))
 _FAR_WORD = 'free'

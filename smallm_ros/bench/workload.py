@@ -197,8 +197,11 @@ class Vocabulary:
 
     said: str
     template: str
+    size: int
     tokenize: Callable[[str], list[int]]
     control_token: Callable[[str], int]
+    piece: Callable[[int], bytes]
+    """The text of a token; not always whole UTF-8."""
 
 
 def vocabulary(of: Subject) -> Vocabulary:
@@ -227,14 +230,16 @@ def _tekken() -> Vocabulary:
         tekken = Tekkenizer.from_file(definition)
     return Vocabulary(
         said="Tekken, from mistral-common: the model's own", template=TEKKEN,
+        size=tekken.n_words,
         tokenize=lambda text: tekken.encode(text, bos=False, eos=False),
-        control_token=tekken.get_special_token,
+        control_token=tekken.get_special_token, piece=tekken.id_to_byte_piece,
     )
 
 
 def _of_file(path: Path, template: str | None, said: str) -> Vocabulary:
     words = _FileWords(path)
-    return Vocabulary(said, fitting(template, words), words.tokenize, words.control_token)
+    return Vocabulary(said, fitting(template, words), words.size, words.tokenize,
+                      words.control_token, words.piece)
 
 
 class _FileWords:
@@ -256,6 +261,7 @@ class _FileWords:
         if model is None:
             raise ModelFileError(f'{path}: its vocabulary cannot be loaded')
         self._vocab = llama.llama_model_get_vocab(model)
+        self.size: int = llama.llama_vocab_n_tokens(self._vocab)
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of plain text."""
@@ -267,6 +273,12 @@ class _FileWords:
         if len(ids) != 1 or not self._llama.llama_vocab_is_control(self._vocab, ids[0]):
             raise ModelFileError(f'{self._path}: its vocabulary has no control token {text!r}')
         return ids[0]
+
+    def piece(self, token: int) -> bytes:
+        """Return the text of a token; not always whole UTF-8."""
+        buffer = ctypes.create_string_buffer(1024)
+        length = self._llama.llama_token_to_piece(self._vocab, token, buffer, 1024, 0, True)
+        return buffer.raw[:max(0, length)]
 
     def _tokenize(self, text: str, *, special: bool) -> list[int]:
         raw = text.encode('utf-8', 'replace')

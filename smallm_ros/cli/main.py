@@ -1,7 +1,7 @@
 """The `smallm` command: finds the sub-command, and turns an operator's error into its lines.
 
 Each command is a module with `add_parser` and `run`; what is heavy is imported in `run`, so that
-`smallm --help` and `smallm check` answer at once.
+`smallm --help` answers at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from smallm_ros import __version__
-from smallm_ros.cli import bench, check, demo, models, plan, replay, rerun
+from smallm_ros.cli import bench, check, demo, models, plan, prompt, replay, rerun
 from smallm_ros.core.errors import OperatorError
 
 BY_SIGNAL = 128
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action='version', version=f'smallm_ros {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for command in (demo, replay, rerun, bench, plan, models, check):
+    for command in (demo, replay, rerun, prompt, bench, plan, models, check):
         command.add_parser(commands)
     return parser
 

@@ -18,15 +18,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
+from smallm_ros.core.choice import Choice, choice_text
 from smallm_ros.core.errors import CommandError
-from smallm_ros.core.policy import (
-    ActionDeclaration,
-    ByParameter,
-    Choice,
-    Policy,
-    Term,
-    choice_text,
-)
+from smallm_ros.core.policy import ActionDeclaration, ByParameter, Policy, Term
 
 MAX_JSON_BYTES = 4096
 

@@ -29,9 +29,9 @@ import numpy as np
 from smallm_ros.core.action import STOP, Velocity
 from smallm_ros.core.envelope import Surroundings, reach_m
 from smallm_ros.core.facts import Inputs, arrival_age_ns, stamp_age_ns
-from smallm_ros.core.observation import Goal, Odometry
 from smallm_ros.core.policy import FallbackKind, Policy
-from smallm_ros.core.summary.goal import REACHED_M, from_robot
+from smallm_ros.core.summary.goal import REACHED_M, Goal, from_robot
+from smallm_ros.core.summary.odometry import Odometry
 
 _HEADINGS_RAD = np.radians(np.array(
     sorted(range(-180, 180, 10), key=lambda deg: (abs(deg), -deg)), dtype=np.float64,

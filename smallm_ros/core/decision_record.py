@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from smallm_ros.core.action import Decision
 from smallm_ros.core.clock import MS
+from smallm_ros.core.observation import Quality, StampFault
 
 Outcome = Literal[
     'decided', 'unsure', 'missed', 'refused', 'cancelled', 'unfit', 'idle', 'no_engine'
@@ -34,6 +35,18 @@ class SegmentRecord(BaseModel):
     name: str
     text: str
     priority: int
+
+
+class ReadingRecord(BaseModel):
+    """How good one sensor's reading was."""
+
+    model_config = ConfigDict(frozen=True, extra='forbid')
+
+    quality: Quality
+    stamp: StampFault
+    """Why the age in `ages_ms` is that by arrival; `none`: it is that by stamp."""
+    rate_hz: float | None = None
+    """As it was measured; None while too little had come."""
 
 
 class DecisionRecord(BaseModel):
@@ -60,9 +73,14 @@ class DecisionRecord(BaseModel):
     why: str
     """Empty for `decided`; else the cause in words."""
     segments: tuple[SegmentRecord, ...]
+    mission: str = ''
+    """The operator's words in force at the tick; empty: the file's mission alone."""
     dropped: tuple[str, ...] = ()
+    """What was left out of the prompt, in the words in which the prompt says so."""
     ages_ms: dict[str, float]
     """Age of each sensor's reading at the tick, by stamp (by arrival where the stamp is unfit)."""
+    readings: dict[str, ReadingRecord] = Field(default_factory=dict)
+    """How good each sensor's reading was; none in records of before this was kept."""
     action: str = ''
     parameters: dict[str, str] = Field(default_factory=dict)
     linear_x_m_s: float = 0.0

@@ -14,8 +14,10 @@ from smallm_ros.core.action import STOP, Velocity
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.envelope import Motion, Seen, Told, approach, faster_of
 from smallm_ros.core.facts import Inputs, arrival_age_ns, stamp_age_ns
-from smallm_ros.core.observation import Odometry, Received, Scan
-from smallm_ros.core.policy import OdometrySensor, Policy, ScanSensor
+from smallm_ros.core.observation import Received
+from smallm_ros.core.policy import Policy
+from smallm_ros.core.summary.odometry import Odometry, OdometrySensor
+from smallm_ros.core.summary.scan import Scan, ScanSensor
 
 STANDING_M_S = 0.03
 STANDING_RAD_S = 0.1

@@ -20,9 +20,9 @@ import numpy as np
 
 from smallm_ros.core.action import STOP, Velocity
 from smallm_ros.core.clock import SECOND
-from smallm_ros.core.observation import Scan
-from smallm_ros.core.policy import Policy, ScanSensor
+from smallm_ros.core.policy import Policy
 from smallm_ros.core.shape import Flags, Floats, Shape, aside, edge_m
+from smallm_ros.core.summary.scan import Scan, ScanSensor
 
 UNKNOWN_CONE_RAD = math.pi / 6
 """A direction without a valid beam blocks headings nearer to it than this: what stands further

@@ -80,6 +80,15 @@ class Declaration:
 
 
 @dataclass(frozen=True, slots=True)
+class Shorter:
+    """A segment's text without its lesser parts."""
+
+    priority: int
+    """When what is of this priority, or of a greater number, must leave the prompt."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A piece of the dynamic prompt, slowest changing first."""
 
@@ -87,6 +96,8 @@ class Segment:
     text: str
     priority: int
     """0 is dropped last."""
+    shorter: tuple[Shorter, ...] = ()
+    """What stays of it before it leaves, the longest first; each of a greater priority number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +145,8 @@ class Decided:
     request: int
     decision: Decision
     dropped: tuple[str, ...]
-    """Names of segments that were left out to fit the token limit or the deadline."""
+    """What was left out to fit the token limit or the deadline: `goal`, `some of scan`; the prompt
+    says it in the same words."""
     model_sha256: str
     partial: bool = False
     """Whether the time ended before the parameters were chosen, and they are the defaults."""

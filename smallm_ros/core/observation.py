@@ -1,7 +1,7 @@
 """Our words for what the sensors said, each value with its stamp, its age and its quality.
 
-Messages become the plain field types here (`Scan`, `Odometry`, `Goal`) at the border; a summariser
-turns each into a `Reading` of fixed size; the readings of one instant are an `Observation`.
+At the border a message becomes the plain fields of its family in `summary`; these become a
+`Reading` of fixed size; the readings of one instant are an `Observation`.
 Units and axes are REP-103: metres, radians, x ahead, y left, yaw counter-clockwise.
 """
 
@@ -9,61 +9,40 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-
-import numpy as np
-import numpy.typing as npt
-
-FloatArray = npt.NDArray[np.float32]
+from typing import Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """The fields of a sensor_msgs/LaserScan that decide anything."""
+class Fields(Protocol):
+    """What a message became: a frozen dataclass of its family in `summary`."""
 
-    stamp_ns: int
-    """ROS time of the header; 0 when the driver set none."""
-    frame_id: str
-    angle_min_rad: float
-    angle_increment_rad: float
-    range_min_m: float
-    range_max_m: float
-    ranges_m: FloatArray
-    """Shape (beams,). `inf` is nothing within range, NaN is unknown: as the message defines."""
+    @property
+    def stamp_ns(self) -> int:
+        """ROS time of the header; 0 when there is none."""
 
 
 @dataclass(frozen=True, slots=True)
-class Odometry:
-    """The fields of a nav_msgs/Odometry that decide anything: planar pose and body velocity."""
+class Phrase:
+    """One part of what a reading says, without the commas between the parts."""
 
-    stamp_ns: int
-    frame_id: str
-    x_m: float
-    y_m: float
-    yaw_rad: float
-    linear_x_m_s: float
-    angular_z_rad_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """The planar part of a geometry_msgs/PoseStamped goal."""
-
-    stamp_ns: int
-    frame_id: str
-    x_m: float
-    y_m: float
-    yaw_rad: float
-
-
-Fields = Scan | Odometry | Goal
+    text: str
+    less: int = 0
+    """How much sooner than its sensor's `priority` it leaves a prompt that is too long; 0 is the
+    last part to go."""
 
 
 class Quality(str, enum.Enum):
     """How far a reading can be trusted now."""
 
     FRESH = 'fresh'
+    OLD = 'old'
+    """Later than its sensor's rate lets expect: still usable, and the prompt says how old."""
     STALE = 'stale'
     NEVER = 'never'
+
+    @property
+    def usable(self) -> bool:
+        """Whether it still says how things are."""
+        return self in (Quality.FRESH, Quality.OLD)
 
 
 class StampFault(str, enum.Enum):
@@ -92,8 +71,8 @@ class Reading:
     """One sensor's summary at one instant."""
 
     sensor: str
-    text: str
-    """One line for the prompt, without a newline."""
+    phrases: tuple[Phrase, ...]
+    """What it says, or why it says nothing."""
     priority: int
     """0 is dropped last when the prompt must shrink."""
     required: bool
@@ -106,6 +85,21 @@ class Reading:
     stamp_age_ns: int | None
     """ROS time now less the stamp; negative when the stamp is in the future."""
     stamp_fault: StampFault = StampFault.NONE
+    rate_hz: float | None = None
+    """Messages a second as they came lately; None while there are too few to tell."""
+
+    @property
+    def text(self) -> str:
+        """All of it, on one line."""
+        said = ', '.join(phrase.text for phrase in self.phrases)
+        return f'{self.sensor}: {said}' if said else f'{self.sensor}:'
+
+    @property
+    def age_ns(self) -> int | None:
+        """Age by stamp, or by arrival where the stamp cannot be believed; None: nothing came."""
+        if self.stamp_fault is StampFault.NONE and self.stamp_age_ns is not None:
+            return self.stamp_age_ns
+        return self.arrival_age_ns
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,12 @@ from typing import Literal
 from smallm_ros.core import prompt
 from smallm_ros.core.action import ActionSpace, Command, NodeStatus
 from smallm_ros.core.clock import MS
-from smallm_ros.core.decision_record import DecisionRecord, Outcome, SegmentRecord
+from smallm_ros.core.decision_record import (
+    DecisionRecord,
+    Outcome,
+    ReadingRecord,
+    SegmentRecord,
+)
 from smallm_ros.core.exchange import (
     Answer,
     Cancelled,
@@ -42,9 +47,10 @@ from smallm_ros.core.exchange import (
     Said,
     Segment,
 )
-from smallm_ros.core.observation import Observation, Reading, Received, StampFault
+from smallm_ros.core.mission import Mission
+from smallm_ros.core.observation import Observation, Received
+from smallm_ros.core.observe import Rate, observe
 from smallm_ros.core.policy import Policy
-from smallm_ros.core.summary import observe
 
 MAX_OUTCOME = 64
 """Length of `NodeStatus.last_outcome`."""
@@ -131,6 +137,7 @@ class _Tick:
     request: int = 0
     deadline_ns: int = 0
     segments: tuple[Segment, ...] = ()
+    mission: str = ''
 
 
 class Pilot:
@@ -149,10 +156,13 @@ class Pilot:
         """Why the engine is not ready, in one line; empty when it is."""
         self.limits: ModelLimits | None = None
         """What the resident model can do; None until the engine has said so."""
+        self.mission = Mission(policy.mission_topic) if policy.mission_topic else None
+        """The operator's words; None where the policy has no topic for them."""
         self._policy = policy
         self._identity = identity
         self._space = ActionSpace.of(policy)
         self._newest: dict[str, Received] = {}
+        self._rates = {name: Rate() for name in policy.sensors}
         self._worker = (0, 0)
         self._progress: Progress | None = None
         self._declare_again = False
@@ -193,13 +203,18 @@ class Pilot:
         """How the last tick ended, in words."""
         return self._last_outcome
 
-    def observe(self, received: Received) -> None:
-        """Keep a message; the newest of each sensor wins."""
+    def observe(self, received: Received, messages: int = 1) -> None:
+        """Keep a message, the newest of so many that its sensor sent since the last one."""
         self._newest[received.sensor] = received
+        at_ns = received.ros_arrival_ns
+        # Rates are declared in the robot's time, which a simulation may slow down.
+        self._rates[received.sensor].arrived(
+            received.arrival_ns if at_ns is None else at_ns, messages)
 
     def look(self, now_ns: int, ros_now_ns: int) -> Observation:
         """Return what the newest messages are worth at this instant; changes nothing."""
-        return observe(self._policy, self._newest, now_ns, ros_now_ns)
+        rates_hz = {name: hz for name, rate in self._rates.items() if (hz := rate.hz) is not None}
+        return observe(self._policy, self._newest, now_ns, ros_now_ns, rates_hz)
 
     def activate(self, now_ns: int) -> list[Do]:
         """Begin to tick, at the next step."""
@@ -273,7 +288,8 @@ class Pilot:
     def _tick(self, now_ns: int, ros_now_ns: int) -> list[Do]:
         out = self._take_back(now_ns, 'missed', 'a newer observation came first')
         observation = self.look(now_ns, ros_now_ns)
-        tick = _Tick(now_ns, observation)
+        mission = self.mission.text if self.mission else ''
+        tick = _Tick(now_ns, observation, mission=mission)
         arrival_ns = observation.arrival_ns
         if not observation.fit or arrival_ns is None:
             qualities = {r.sensor: r.quality.value for r in observation.readings}
@@ -286,14 +302,14 @@ class Pilot:
         deadline_ns = arrival_ns + self._policy.budget_ns
         if deadline_ns <= now_ns:
             late_ms = (now_ns - deadline_ns) / MS
-            tick = _Tick(now_ns, observation, deadline_ns=deadline_ns)
+            tick = _Tick(now_ns, observation, deadline_ns=deadline_ns, mission=mission)
             why = f'too late: the newest required reading left no time, by {late_ms:.0f} ms'
             return [*out, self._close(tick, 'missed', why, now_ns)]
         self._requests += 1
         self._asked_arrival_ns = arrival_ns
         self._open = _Tick(
             now_ns, observation, self._requests, deadline_ns,
-            prompt.segments(self._policy, observation),
+            prompt.segments(self._policy, observation, mission), mission,
         )
         question = Question(
             request=self._requests, space=self.declaration.space, deadline_ns=deadline_ns,
@@ -428,9 +444,14 @@ class Pilot:
                 SegmentRecord(name=s.name, text=s.text, priority=s.priority)
                 for s in tick.segments
             ),
+            mission=tick.mission,
             dropped=() if answer is None else answer.dropped,
-            ages_ms={
-                r.sensor: age / MS for r in readings if (age := _age_ns(r)) is not None
+            ages_ms={r.sensor: r.age_ns / MS for r in readings if r.age_ns is not None},
+            readings={
+                r.sensor: ReadingRecord(
+                    quality=r.quality, stamp=r.stamp_fault,
+                    rate_hz=None if r.rate_hz is None else round(r.rate_hz, 2),
+                ) for r in readings
             },
             action='' if chosen is None else chosen.name,
             parameters={} if chosen is None else dict(chosen.parameters),
@@ -482,17 +503,10 @@ class Pilot:
         ))
 
 
-def _age_ns(reading: Reading) -> int | None:
-    """Return the age by stamp, or by arrival where the stamp is unfit; None: nothing ever came."""
-    if reading.stamp_fault is StampFault.NONE and reading.stamp_age_ns is not None:
-        return reading.stamp_age_ns
-    return reading.arrival_age_ns
-
-
 def _oldest_stamp_ns(observation: Observation) -> int:
     """Return the ROS time of the oldest required reading; 0 when there is none.
 
     An unfit stamp is replaced by the time of arrival, told in ROS time.
     """
-    ages = [age for r in observation.readings if r.required and (age := _age_ns(r)) is not None]
+    ages = [age for r in observation.readings if r.required and (age := r.age_ns) is not None]
     return max(0, observation.ros_now_ns - max(ages)) if ages else 0

@@ -15,12 +15,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import pydantic
 import yaml
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -28,8 +25,23 @@ from pydantic import (
     model_validator,
 )
 
+from smallm_ros.core import mapping
+from smallm_ros.core.choice import Choice, choice_text, decimal, keys_as_written
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.errors import PolicyError
+from smallm_ros.core.mapping import Commanding, OutputDeclaration
+from smallm_ros.core.sensor import (
+    TOPIC,
+    Finite,
+    NotNegative,
+    Part,
+    Positive,
+    SensorBase,
+    Word,
+)
+from smallm_ros.core.summary import Sensor
+from smallm_ros.core.summary.odometry import OdometrySensor
+from smallm_ros.core.summary.scan import ScanSensor
 
 MAX_FILE_BYTES = 256 * 1024
 MAX_VALUES = 20_000
@@ -39,137 +51,6 @@ MAX_NUMBER_CHARACTERS = 16
 """Of a number in an answer: each digit is a token in most vocabularies."""
 MAX_HISTORY_TOKENS = 8192
 """What the turns before the present one may take: at 160 KiB a token (24B) 1.25 GiB of KV."""
-_TOPIC = r'^(?:~/|/)?[A-Za-z_][A-Za-z0-9_]*(?:/[A-Za-z_][A-Za-z0-9_]*)*$'
-"""What ROS takes as a topic's name: design.ros2.org, Topic and Service Names."""
-
-Word = Annotated[str, Field(pattern=r'^[a-z][a-z0-9_-]{0,31}$')]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra='forbid', strict=False)
-
-
-class _Sensor(_Part):
-    topic: Annotated[str, Field(pattern=_TOPIC)]
-    required: bool = False
-    rate_hz: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-    """The rate that the driver promises; its period bounds `max_observation_age_ms` from below."""
-    stale_after_ms: Positive
-    """Older than this, by arrival or by stamp, the reading counts as lost."""
-    priority: Annotated[int, Field(ge=0, le=9)] = 0
-    """0 stays longest when the prompt must shrink."""
-    in_prompt: bool = True
-    """Whether the model reads it; a sensor can be required for safety alone."""
-
-    @property
-    def stale_after_ns(self) -> int:
-        """Staleness limit in nanoseconds."""
-        return round(self.stale_after_ms * MS)
-
-
-class Sector(_Part):
-    """A named range of bearings in degrees, counter-clockwise from ahead, without its end."""
-
-    name: Word
-    from_deg: Annotated[float, Field(ge=-180, le=180)]
-    to_deg: Annotated[float, Field(ge=-180, le=180)]
-    width_m: Positive | None = None
-    """Makes it a lane: only what lies within this width of the sector's middle line counts, and
-    its distance is taken along that line. None: a wedge, distances from the laser."""
-
-    @model_validator(mode='after')
-    def _ordered(self) -> Sector:
-        if not self.from_deg < self.to_deg:
-            raise ValueError(f'from_deg {self.from_deg:g} is not less than to_deg {self.to_deg:g}')
-        return self
-
-
-    @property
-    def middle_deg(self) -> float:
-        """The bearing of its middle line."""
-        return (self.from_deg + self.to_deg) / 2
-
-    def holds(self, degrees: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        """Return which bearings lie inside; a bearing of 180 degrees is one of -180 too."""
-        inside = (degrees >= self.from_deg) & (degrees < self.to_deg)
-        return inside | (degrees == 180) if self.to_deg == 180 else inside
-
-
-class Bin(_Part):
-    """A word for all distances below a limit: one token instead of three."""
-
-    word: Word
-    below_m: Positive
-
-
-_SECTORS = (
-    Sector(name='left', from_deg=60, to_deg=120),
-    Sector(name='ahead-left', from_deg=20, to_deg=60),
-    Sector(name='ahead', from_deg=-20, to_deg=20),
-    Sector(name='ahead-right', from_deg=-60, to_deg=-20),
-    Sector(name='right', from_deg=-120, to_deg=-60),
-)
-
-
-class ScanSensor(_Sensor):
-    """A planar lidar, summarised as the nearest distance in named sectors."""
-
-    type: Literal['sensor_msgs/msg/LaserScan']
-    mount_x_m: Annotated[float, Field(ge=-10, le=10)] = 0.0
-    mount_y_m: Annotated[float, Field(ge=-10, le=10)] = 0.0
-    """Where the laser is in base_link. The summary for the model takes no account of it."""
-    mount_yaw_deg: Annotated[float, Field(ge=-180, le=180)] = 0.0
-    """Yaw of the laser's frame in the base frame."""
-    sectors: tuple[Sector, ...] = Field(default=_SECTORS, min_length=1, max_length=16)
-    far_m: Positive = 5.0
-    """Beyond this, distances are worded as `far_word`: every digit is a token."""
-    far_word: Word = 'far'
-    bins: tuple[Bin, ...] = Field(default=(), max_length=8)
-    """Words instead of numbers, nearest first; beyond the last it is `far_word`."""
-
-
-    @model_validator(mode='after')
-    def _bins_ascend(self) -> ScanSensor:
-        limits = [b.below_m for b in self.bins]
-        if any(a >= b for a, b in itertools.pairwise(limits)):
-            raise ValueError(f'bins: below_m must ascend, not {limits}')
-        return self
-
-
-class OdometrySensor(_Sensor):
-    """Wheel odometry, summarised as forward and turning speed."""
-
-    type: Literal['nav_msgs/msg/Odometry']
-
-
-class GoalSensor(_Sensor):
-    """A goal pose, summarised as bearing and distance from the newest odometry."""
-
-    type: Literal['geometry_msgs/msg/PoseStamped']
-
-
-Sensor = Annotated[ScanSensor | OdometrySensor | GoalSensor, Field(discriminator='type')]
-Choice = Word | bool | int | Finite
-
-
-def choice_text(value: Choice) -> str:
-    """Return how a choice is written in the answer: `fast`, `true`, `3`, `0.25`.
-
-    Of a number it is the one decimal without exponent, without zeros that say nothing.
-    """
-    if isinstance(value, bool):
-        return 'true' if value else 'false'
-    if isinstance(value, str):
-        return value
-    return format(_decimal(value).normalize(), 'f') if value else '0'
-
-
-def _decimal(number: float) -> Decimal:
-    """Return the number that the file says, not the binary one nearest to it."""
-    return Decimal(repr(number))
 
 
 def _writable(number: float) -> float:
@@ -180,7 +61,7 @@ def _writable(number: float) -> float:
     return number
 
 
-class Grid(_Part):
+class Grid(Part):
     """Evenly spaced numbers, both ends among them, exact in decimal."""
 
     from_: Finite = Field(alias='from')
@@ -210,12 +91,12 @@ class Grid(_Part):
     @property
     def values(self) -> tuple[float, ...]:
         """The numbers, ascending."""
-        first, step = _decimal(self.from_), _decimal(self.step)
-        steps = int((_decimal(self.to) - first) / step)
+        first, step = decimal(self.from_), decimal(self.step)
+        steps = int((decimal(self.to) - first) / step)
         return tuple(float(first + i * step) for i in range(steps + 1))
 
 
-class Parameter(_Part):
+class Parameter(Part):
     """A discrete parameter of an action: listed choices, or numbers on a grid."""
 
     model_config = ConfigDict(json_schema_extra={
@@ -279,46 +160,46 @@ class Parameter(_Part):
         )
 
 
-class ByParameter(_Part):
+class ByParameter(Part):
     """A velocity looked up by a parameter's choice; without `values` the choice is the number."""
 
     by: Word
     values: dict[str, Finite] | None = None
     """By the choice as it is written in the answer; a number or true and false may be the key."""
 
-    @field_validator('values', mode='before')
-    @classmethod
-    def _keys_as_written(cls, values: object) -> object:
-        if not isinstance(values, dict):
-            return values
-        out = {
-            choice_text(key) if isinstance(key, (bool, int, float)) else key: value
-            for key, value in values.items()
-        }
-        if len(out) != len(values):
-            raise ValueError('a choice has two values')
-        return out
+    _keys = field_validator('values', mode='before')(keys_as_written)
 
 
 Term = Finite | ByParameter
 
 
-class TwistMapping(_Part):
+class TwistMapping(Part):
     """What an action asks of the base."""
 
     linear_x_m_s: Term = 0.0
     angular_z_rad_s: Term = 0.0
 
 
-class ActionDeclaration(_Part):
-    """One member of the action space."""
+class ActionDeclaration(Commanding):
+    """One member of the action space: what it asks of the base, what it says on other topics."""
+
+    model_config = ConfigDict(json_schema_extra={
+        'anyOf': [{'required': ['twist']}, {'required': ['command']}],
+    })
 
     description: Annotated[str, Field(min_length=1, max_length=200)]
     parameters: dict[Word, Parameter] = Field(default_factory=dict, max_length=16)
-    twist: TwistMapping
+    twist: TwistMapping = TwistMapping()
+    """Without it, beside a `command`, the base stands."""
 
     @model_validator(mode='after')
     def _terms(self) -> ActionDeclaration:
+        if self.command is None and 'twist' not in self.model_fields_set:
+            raise ValueError('twist is missing; or a `command` onto an output')
+        choices = {name: parameter.choices for name, parameter in self.parameters.items()}
+        for output, terms in (self.command or {}).items():
+            if wrong := mapping.misused(terms, choices):
+                raise ValueError(f'command: {output}: {wrong[0]}')
         for axis in ('linear_x_m_s', 'angular_z_rad_s'):
             term = getattr(self.twist, axis)
             if not isinstance(term, ByParameter):
@@ -348,14 +229,14 @@ class ActionDeclaration(_Part):
         )))
 
 
-class Example(_Part):
+class Example(Part):
     """An observation and its answer, shown to the model in the static part of the prompt."""
 
     observation: Annotated[str, Field(min_length=1, max_length=2000)]
     answer: Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class Prior(_Part):
+class Prior(Part):
     """What to do about a model's bias towards some answers, whatever it sees.
 
     `reference` subtracts, at each choice, the mean logits over observations drawn from the
@@ -369,7 +250,7 @@ class Prior(_Part):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class FreeTextRules(_Part):
+class FreeTextRules(Part):
     """A bounded text that the model adds when the action is decided and gone: it costs it nothing.
 
     It is for people and records. What the deadline, the next question or its limits leave no time
@@ -391,11 +272,28 @@ class FreeTextRules(_Part):
         return lead
 
 
+class MissionTopic(Part):
+    """A std_msgs/String topic on which an operator says what is wanted, beside the file's mission.
+
+    The words are data: cleaned, quoted, one line of the prompt. They stay until others come; an
+    empty text takes them back. Who may send them is SROS2's to say: docs/sros2.md.
+    """
+
+    topic: Annotated[str, Field(pattern=TOPIC)] = 'mission'
+    max_characters: Annotated[int, Field(ge=1, le=1000)] = 240
+    """Of a text; a longer one is dropped whole."""
+    min_period_s: Annotated[float, Field(ge=0.1, le=3600, allow_inf_nan=False)] = 2.0
+    """Least time between two texts that are taken; what comes sooner is dropped."""
+    priority: Annotated[int, Field(ge=1, le=9)] = 1
+    """When it leaves a prompt that is too long, as of a sensor; never 0, so that no text can keep
+    the sensors out."""
+
+
 Coordinate = Annotated[float, Field(ge=-10, le=10)]
 Vertex = tuple[Coordinate, Coordinate]
 
 
-class Robot(_Part):
+class Robot(Part):
     """The base: what the envelope must know of it."""
 
     footprint: Annotated[tuple[Vertex, ...], Field(min_length=3, max_length=64)] | None = None
@@ -474,7 +372,7 @@ def _folded(a: Vertex, b: Vertex, c: Vertex, d: Vertex) -> bool:
     return _side(corner, one, other) == 0 and along > 0
 
 
-class DecisionRules(_Part):
+class DecisionRules(Part):
     """When a decision is asked for, and when its answer still counts."""
 
     rate_hz: Annotated[float, Field(gt=0, le=100)]
@@ -492,7 +390,7 @@ class DecisionRules(_Part):
     """How many turns (observation and decision) stay in the prompt before the present one."""
 
 
-class ControlRules(_Part):
+class ControlRules(Part):
     """The watchdog's own loop."""
 
     rate_hz: Annotated[float, Field(ge=5, le=200)] = 20.0
@@ -505,7 +403,7 @@ class ControlRules(_Part):
     """Silence of the policy node that counts as lost."""
 
 
-class SlowDown(_Part):
+class SlowDown(Part):
     """A zone before the one in which the stopping distance decides."""
 
     within_m: Positive
@@ -513,7 +411,7 @@ class SlowDown(_Part):
     max_m_s: Positive
 
 
-class Envelope(_Part):
+class Envelope(Part):
     """The limits that every velocity is put through, whoever asked for it."""
 
     max_forward_m_s: NotNegative
@@ -546,7 +444,7 @@ class Envelope(_Part):
 FallbackKind = Literal['stop', 'decelerate', 'hold', 'creep', 'turn_to_free', 'follow_gap']
 
 
-class Fallback(_Part):
+class Fallback(Part):
     """What the robot does without the model: the first of the ladder whose sensors are fit."""
 
     ladder: tuple[FallbackKind, ...] = Field(default=('stop',), min_length=1, max_length=6)
@@ -562,18 +460,42 @@ class Fallback(_Part):
         return self
 
 
-class Policy(_Part):
+STANDING = Envelope.model_construct(
+    max_forward_m_s=0.0, max_reverse_m_s=0.0, max_turn_rad_s=0.0, max_acceleration_m_s2=1.0,
+    max_deceleration_m_s2=1.0, max_angular_acceleration_rad_s2=1.0, obstacle_sensors=(),
+)
+"""Of a robot that is no mobile base: nothing may move, so nothing has to look."""
+_NO_BASE = {'robot': Robot(radius_m=1.0), 'envelope': STANDING}
+
+
+def _needed_with_a_base(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema that `robot` and `envelope` are left out with `base: none` only."""
+    schema['required'] = [key for key in schema['required'] if key not in _NO_BASE]
+    without = {'properties': {'base': {'const': 'none'}}, 'required': ['base']}
+    schema |= {'if': without, 'then': {'properties': dict.fromkeys(_NO_BASE, False)},
+               'else': {'required': list(_NO_BASE)}}
+
+
+class Policy(Part):
     """A whole policy file."""
+
+    model_config = ConfigDict(json_schema_extra=_needed_with_a_base)
 
     version: Literal[1]
     name: Word
     mission: Annotated[str, Field(min_length=1, max_length=4000)]
+    base: Literal['mobile', 'none'] = 'mobile'
+    """`none`: nothing here drives (a pan-tilt, a gripper, goals for another stack). No action has
+    a `twist`, cmd_vel is not published, and `robot` and `envelope` are left out."""
     robot: Robot
     sensors: dict[Word, Sensor] = Field(min_length=1, max_length=32)
+    outputs: dict[Word, OutputDeclaration] = Field(default_factory=dict, max_length=16)
+    """Topics on which actions speak, beside cmd_vel."""
     actions: dict[Word, ActionDeclaration] = Field(min_length=2, max_length=256)
     examples: tuple[Example, ...] = Field(default=(), max_length=64)
     prior: Prior = Prior()
     free_text: FreeTextRules | None = None
+    mission_topic: MissionTopic | None = None
     decision: DecisionRules
     control: ControlRules = ControlRules()
     envelope: Envelope
@@ -629,6 +551,44 @@ class Policy(_Part):
             raise ValueError('stands without anything; give at least a name, or leave it out')
         return rules
 
+    @field_validator('mission_topic', mode='before')
+    @classmethod
+    def _says_where(cls, rules: object) -> object:
+        if rules is None:
+            raise ValueError('stands without anything; give {topic: mission}, or leave it out')
+        return rules
+
+    @model_validator(mode='before')
+    @classmethod
+    def _without_a_base(cls, content: object) -> object:
+        if not isinstance(content, dict) or content.get('base') != 'none':
+            return content
+        for key, value in _NO_BASE.items():
+            if content.get(key, value) not in (value, value.model_dump(exclude_unset=True)):
+                raise ValueError(f'{key}: base is none: leave it out; there is nothing to limit')
+        return {**content, **_NO_BASE}
+
+    def _check_outputs(self) -> None:
+        """Refuse what actions and outputs say of one another that cannot be."""
+        spoken = {name for action in self.actions.values() for name in action.command or ()}
+        for name, action in self.actions.items():
+            if self.base == 'none' and 'twist' in action.model_fields_set:
+                raise ValueError(f'actions.{name}: twist, and base is none: nothing drives')
+            for output in action.command or ():
+                if output not in self.outputs:
+                    known = ', '.join(self.outputs) or 'none declared'
+                    raise ValueError(f'actions.{name}: command: {output!r} is no output; there '
+                                     f'are: {known}')
+        topics = [output.topic.lstrip('/') for output in self.outputs.values()]
+        for name, declared in self.outputs.items():
+            if name not in spoken:
+                raise ValueError(f'outputs.{name}: no action has a command on it')
+            if topics.count(declared.topic.lstrip('/')) > 1:
+                raise ValueError(f'outputs.{name}: topic {declared.topic} is of two outputs')
+        if self.base == 'none' and self.fallback.ladder != ('stop',):
+            raise ValueError("fallback: base is none: the ladder is ['stop'], not "
+                             f'{list(self.fallback.ladder)}')
+
     def _answers(self) -> set[str]:
         """Return every complete answer; refuse two members of the space with the same."""
         by_answer: dict[str, str] = {}
@@ -662,6 +622,9 @@ class Policy(_Part):
         if not self.required_sensors:
             raise ValueError('sensors: at least one must be `required: true`; the deadline '
                              'starts at the arrival of the newest required reading')
+        if self.mission_topic and 'mission' in self.sensors:
+            raise ValueError('sensors.mission: with `mission_topic` this name is that of the '
+                             "operator's words: another name")
         ttl_ms = self.ttl_ns / MS
         for name in self.required_sensors:
             least_ms = 1e3 / self.sensors[name].rate_hz + self.decision.budget_ms + ttl_ms
@@ -678,6 +641,14 @@ class Policy(_Part):
                     f'sensors.{name}: stale_after_ms {sensor.stale_after_ms:g} is not more than '
                     f'the period of rate_hz {sensor.rate_hz:g}: it would always be stale'
                 )
+            watched = sensor.required or isinstance(sensor, (ScanSensor, OdometrySensor))
+            if watched and sensor.stamps != 'trust':
+                raise ValueError(
+                    f'sensors.{name}: stamps {sensor.stamps!r}: what is required, and every scan '
+                    'and odometry, must say of when it tells, because the watchdog goes by it; '
+                    'put the clock of its driver right'
+                )
+        self._check_outputs()
         obstacles = self.envelope.obstacle_sensors
         for name in obstacles:
             obstacle = self.sensors.get(name)
@@ -786,6 +757,15 @@ def parse_policy(data: bytes, name: str) -> Policy:
         raise PolicyError('\n'.join(_explain(err, lines, name))) from err
 
 
+def lines_of(path: Path) -> dict[tuple[str | int, ...], int]:
+    """Return the line of every place in a policy file that `load_policy` has taken."""
+    lines: dict[tuple[str | int, ...], int] = {}
+    root = yaml.compose(path.read_text(encoding='utf-8'), Loader=yaml.SafeLoader)
+    if root is not None:
+        _mark_lines(root, (), lines, [], str(path), depth=0)
+    return lines
+
+
 def _mark_lines(
     node: yaml.Node,
     place: tuple[str | int, ...],
@@ -860,7 +840,7 @@ def _place(loc: tuple[str | int, ...]) -> str:
 
 def _near(loc: tuple[str | int, ...]) -> str:
     known = sorted(
-        {field.alias or key for model in _Part.__subclasses__() + _Sensor.__subclasses__()
+        {field.alias or key for model in Part.__subclasses__() + SensorBase.__subclasses__()
          for key, field in model.model_fields.items()}
     )
     close = difflib.get_close_matches(str(loc[-1]), known, n=1)

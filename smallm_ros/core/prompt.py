@@ -11,14 +11,27 @@ import dataclasses
 import hashlib
 import json
 import unicodedata
+from collections.abc import Sequence
 
 from smallm_ros.core.action import ActionSpace
-from smallm_ros.core.exchange import Correction, Decide, Declaration, FreeText, Segment
-from smallm_ros.core.observation import Observation
-from smallm_ros.core.policy import Parameter, Policy, choice_text
+from smallm_ros.core.choice import choice_text
+from smallm_ros.core.exchange import (
+    Correction,
+    Decide,
+    Declaration,
+    FreeText,
+    Segment,
+    Shorter,
+)
+from smallm_ros.core.observation import Observation, Phrase, Reading
+from smallm_ros.core.policy import Parameter, Policy
 from smallm_ros.core.reference import content_free, draw
+from smallm_ros.core.sensor import SensorBase
 
 MAX_SEGMENT_CHARACTERS = 2000
+MISSION = 'mission'
+"""Name of the segment that holds the operator's words."""
+_MORE = 'more left out'
 MAX_LISTED = 12
 """Numbers of a grid that the system text lists; of more it shows how they begin and end."""
 
@@ -32,6 +45,8 @@ def declaration(policy: Policy) -> Declaration:
         space='',
         system='\n'.join((
             policy.mission.strip(),
+            *([f'The line `{MISSION}:` is what the operator wants now. It adds no action.']
+              if policy.mission_topic else []),
             'Answer with exactly one of these actions:',
             *_action_lines(policy),
             *([f"After the action add '{said.lead.strip()}' and a short {said.name}."]
@@ -68,22 +83,94 @@ def _form(parameter: Parameter) -> str:
     return f'[{form}, else {choice_text(parameter.default)}]' if parameter.optional else form
 
 
-def segments(policy: Policy, observation: Observation) -> tuple[Segment, ...]:
-    """Return one segment a reading, optional and slow sensors first, a line each.
+def segments(
+    policy: Policy, observation: Observation, mission: str = ''
+) -> tuple[Segment, ...]:
+    """Return one segment a reading, a line each, what changes least first so that its KV is kept.
 
-    The order is by declared rate, so that what changes least stands first and its KV is kept.
+    The order is as declared (`volatility`), never as it happens to be: the same observation always
+    gives the same text. The operator's words, `mission` as `Mission` has cleaned it, stand before
+    all.
     """
     shown = (r for r in observation.readings if policy.sensors[r.sensor].in_prompt)
-    order = sorted(shown, key=lambda r: policy.sensors[r.sensor].rate_hz)
-    last = len(order) - 1
-    return tuple(
-        Segment(
-            name=reading.sensor,
-            text=plain(reading.text) + ('' if index == last else '\n'),
-            priority=reading.priority,
-        )
-        for index, reading in enumerate(order)
+    order = sorted(shown, key=lambda r: volatility(policy.sensors[r.sensor]))
+    said = tuple(
+        _segment(reading, '' if reading is order[-1] else '\n') for reading in order
     )
+    if policy.mission_topic is None or not mission:
+        return said
+    # Never among those that stay whatever it costs: no text can keep the sensors out.
+    least = 1 + min((s.priority for s in said), default=-1)
+    words = f'{MISSION}: "{mission}"' + ('\n' if said else '')
+    return (Segment(MISSION, words, max(least, policy.mission_topic.priority)), *said)
+
+
+def volatility(sensor: SensorBase) -> tuple[int, float]:
+    """Return what sensors are put in order by, the steadiest first."""
+    return {'rarely': 0, None: 1, 'often': 2}[sensor.changes], sensor.rate_hz
+
+
+def _segment(reading: Reading, end: str) -> Segment:
+    """Return a reading's line, and what is left of it when its lesser phrases leave."""
+    phrases = [Phrase(plain(phrase.text), phrase.less) for phrase in reading.phrases]
+    return Segment(
+        name=reading.sensor, text=_line(reading.sensor, phrases) + end,
+        priority=reading.priority,
+        shorter=tuple(
+            Shorter(reading.priority + less,
+                    _line(reading.sensor, [p for p in phrases if p.less < less]) + end)
+            for less in sorted({p.less for p in phrases if p.less}, reverse=True)
+            if any(p.less < less for p in phrases)
+        ),
+    )
+
+
+def _line(sensor: str, phrases: Sequence[Phrase]) -> str:
+    """Return the line of a sensor; whole phrases leave what is too long, and it says so."""
+    kept = list(phrases)
+    while True:
+        said = ', '.join([p.text for p in kept] + [_MORE] * (len(kept) < len(phrases)))
+        line = f'{sensor}: {said}' if said else f'{sensor}:'
+        if len(line) <= MAX_SEGMENT_CHARACTERS:
+            return line
+        worst = max(p.less for p in kept)
+        del kept[max(i for i, p in enumerate(kept) if p.less == worst)]
+
+
+def leaving(segments: Sequence[Segment]) -> tuple[int, ...]:
+    """Return the priorities at which something can leave these segments, the first to go first.
+
+    Those of the least priority stay whatever it costs: nothing is decided without seeing.
+    """
+    least = min((s.priority for s in segments), default=0)
+    return tuple(sorted(
+        {s.priority for s in segments if s.priority > least}
+        | {each.priority for s in segments for each in s.shorter}, reverse=True,
+    ))
+
+
+def without(
+    segments: Sequence[Segment], priority: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (lines, left out) when all of this priority or a greater number has left.
+
+    Values leave whole. The last line says what was left out, in the same words.
+    """
+    lines: list[str] = []
+    left_out: list[str] = []
+    for segment in segments:
+        shorter = [each for each in segment.shorter if each.priority >= priority]
+        if segment.priority >= priority:
+            left_out.append(segment.name)
+        elif shorter:
+            left_out.append(f'some of {segment.name}')
+            lines.append(min(shorter, key=lambda each: each.priority).text)
+        else:
+            lines.append(segment.text)
+    if left_out:
+        lines = [line if line.endswith('\n') else f'{line}\n' for line in lines]
+        lines.append(f'left out: {", ".join(left_out)}')
+    return tuple(lines), tuple(left_out)
 
 
 def reference_texts(policy: Policy) -> tuple[str, ...]:

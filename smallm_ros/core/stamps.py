@@ -14,7 +14,9 @@ from smallm_ros.core.cause import Cause, Finding
 from smallm_ros.core.clock import MS
 from smallm_ros.core.facts import Inputs, arrival_age_ns, stamp_age_ns
 from smallm_ros.core.observation import Received
-from smallm_ros.core.policy import GoalSensor, Policy, Sensor
+from smallm_ros.core.policy import Policy
+from smallm_ros.core.summary import Sensor
+from smallm_ros.core.summary.goal import GoalSensor
 
 
 @dataclass(slots=True)
@@ -63,6 +65,10 @@ class Stamps:
             if not sensor.required and isinstance(sensor, GoalSensor):
                 continue  # said once, not a stream: it cannot be lost
             unfit = self._unfit(name, sensor, now_ns, inputs.ros_now_ns)
+            if unfit is not None and sensor.stamps == 'arrival' and unfit.cause in (
+                Cause.SENSOR_FROZEN, Cause.SENSOR_STAMP,
+            ):
+                continue  # declared to be of a wrong clock; nothing that moves the robot can be
             if unfit is not None and not sensor.required:
                 unfit = Finding(Cause.OPTIONAL_SENSOR_LOST, unfit.detail)
             if unfit is not None:

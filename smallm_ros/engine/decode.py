@@ -40,10 +40,9 @@ from smallm_ros.core.exchange import (
     Refused,
     RefusedWhy,
     Said,
-    Segment,
 )
 from smallm_ros.core.passes import Layout, Passes, Planner
-from smallm_ros.core.prompt import MAX_SEGMENT_CHARACTERS
+from smallm_ros.core.prompt import MAX_SEGMENT_CHARACTERS, leaving, without
 from smallm_ros.core.tree import ROOT, Tree
 from smallm_ros.engine import prior
 from smallm_ros.engine.alarm import Alarm
@@ -116,7 +115,8 @@ class Decider(Protocol):
 class _Plan:
     """What was admitted."""
 
-    kept: tuple[Segment, ...]
+    dropped: tuple[str, ...]
+    """What was left out of the prompt."""
     tokens: list[int]
     layout: Layout
     reused: int
@@ -439,9 +439,7 @@ class TreeDecider:
                           tuple(walk.passes_ns))
         decided = self._decided(question.request, walk, plan, node, leaf, timings)
         self._remember(space, plan, leaf, question, partial)
-        return replace(decided, partial=partial, dropped=tuple(
-            s.name for s in question.segments if s not in plan.kept
-        ))
+        return replace(decided, partial=partial, dropped=plan.dropped)
 
     def redecide(self, space: str, ids: Sequence[int]) -> Decided:
         """Decide again on exactly these tokens after the static part, without a deadline.
@@ -528,43 +526,48 @@ class TreeDecider:
     def _fit(self, space: Space, question: Question) -> _Plan | Refused:
         """Return the cheapest plan that the cost model admits, or why there is none.
 
-        Segments go by priority, largest number first, until the token limit and the deadline
-        hold; then, where a partial answer is allowed, the time for the first pass is enough.
+        Segments and their lesser parts go by priority, largest number first, until the token limit
+        and the deadline hold; then, where a partial answer is allowed, the time for the first pass
+        is enough.
         """
-        kept = question.segments
-        longest = max((len(s.text) for s in kept), default=0)
+        said = question.segments
+        texts = [text for s in said for text in (s.text, *(each.text for each in s.shorter))]
+        longest = max(map(len, texts), default=0)
         if longest > MAX_SEGMENT_CHARACTERS + 1:
             # Refused unread: tokenising it would take the time of a driving decision.
             return Refused(
                 question.request, RefusedWhy.PROMPT_TOO_LONG,
                 f'a segment of {longest} characters, at most {MAX_SEGMENT_CHARACTERS}',
             )
+        levels = iter(leaving(said))
+        lines = tuple(s.text for s in said)
+        dropped: tuple[str, ...] = ()
         while True:
             past = space.history.tokens
-            tokens = self._tokens(space, [s.text for s in kept], past)
+            tokens = self._tokens(space, lines, past)
             reused = self._kv.reusable(space.pinned, space.prompt.prefix, tokens)
             if past and reused < len(space.prompt.prefix) + space.history.held:
                 space.history.forget()  # evaluating it again would be a spike
                 continue
             short = self._short_enough(space, tokens, len(past))
             if short:
-                plan = self._cheapest(space, question, kept, tokens, reused)
+                plan = self._cheapest(space, question, dropped, tokens, reused)
                 if plan is not None:
                     return plan
-            least = max((s.priority for s in kept), default=0)
-            if least == 0:
+            level = next(levels, None)
+            if level is None:
                 break
-            kept = tuple(s for s in kept if s.priority < least)
+            lines, dropped = without(said, level)
         if not short:
             dynamic = len(tokens) - len(space.prompt.prefix) - len(past) - len(space.prompt.suffix)
             return Refused(
                 question.request, RefusedWhy.PROMPT_TOO_LONG,
                 f'{dynamic} tokens, at most {space.declaration.max_prompt_tokens}',
             )
-        return self._first_only(space, question, kept, tokens, reused)
+        return self._first_only(space, question, dropped, tokens, reused)
 
     def _cheapest(
-        self, space: Space, question: Question, kept: tuple[Segment, ...], tokens: list[int],
+        self, space: Space, question: Question, dropped: tuple[str, ...], tokens: list[int],
         reused: int,
     ) -> _Plan | None:
         """Return the plan of least expected cost of those whose bound ends by the deadline."""
@@ -577,11 +580,11 @@ class TreeDecider:
             if first <= self._model.n_batch and fits(
                 now_ns, limits_ns[1 if later else 0], self._costs.bound_ns(first, *later)
             ):
-                return _Plan(kept, tokens, layout, reused, limits_ns)
+                return _Plan(dropped, tokens, layout, reused, limits_ns)
         return None
 
     def _first_only(
-        self, space: Space, question: Question, kept: tuple[Segment, ...], tokens: list[int],
+        self, space: Space, question: Question, dropped: tuple[str, ...], tokens: list[int],
         reused: int,
     ) -> _Plan | Refused:
         """Return a plan that has time for its first pass, where a partial answer is allowed."""
@@ -596,7 +599,7 @@ class TreeDecider:
                 and not layout.guess and size <= self._model.n_batch
                 and fits(now_ns, limits_ns[1], self._costs.bound_ns(size))
             ):
-                return _Plan(kept, tokens, layout, reused, limits_ns)
+                return _Plan(dropped, tokens, layout, reused, limits_ns)
         least = layouts[0].sizes
         cost_ns = self._costs.bound_ns(changed + least[0], *least[1:])
         return Refused(

@@ -25,7 +25,14 @@ from smallm_ros.engine.decode import TreeDecider
 from smallm_ros.engine.forward import Beats
 from smallm_ros.engine.gguf import check_head
 from smallm_ros.engine.kv import WORKING
-from smallm_ros.engine.model import Batch, LlamaModel, Model, ModelSettings, offloads
+from smallm_ros.engine.model import (
+    Batch,
+    LlamaModel,
+    Model,
+    ModelSettings,
+    default_threads,
+    offloads,
+)
 from smallm_ros.engine.options import KV_SHARES, LoadRequest
 from smallm_ros.engine.templates import fitting
 
@@ -172,11 +179,7 @@ def cost_model(
     model: Model, request: LoadRequest, beats: Beats, clock: Clock
 ) -> CostModel:
     """Return what a batch costs here: from the cache, or measured and then cached."""
-    key = hashlib.sha256(repr((
-        model.sha256, model.threads, model.gpu_layers, request.kv_type, request.context_tokens,
-        platform.processor() or platform.machine(), _cpu_model(), SIZES,
-    )).encode()).hexdigest()[:16]
-    path = registry.cache_directory() / 'costs' / f'{key}.json'
+    path = _costs_file(model.sha256, model.threads, model.gpu_layers, request)
     points = _cached(path)
     if points is None:
         points = calibrate(model, beats, clock)
@@ -187,6 +190,21 @@ def cost_model(
     else:
         _evaluate(model, beats, SIZES[-1])
     return CostModel(points)
+
+
+def known_costs(sha256: str, gpu_layers: int, request: LoadRequest) -> CostModel | None:
+    """Return what an engine has measured here before, without loading a model; None: none has."""
+    threads = request.threads or default_threads()
+    points = _cached(_costs_file(sha256, threads, gpu_layers, request))
+    return None if points is None else CostModel(points)
+
+
+def _costs_file(sha256: str, threads: int, gpu_layers: int, request: LoadRequest) -> Path:
+    key = hashlib.sha256(repr((
+        sha256, threads, gpu_layers, request.kv_type, request.context_tokens,
+        platform.processor() or platform.machine(), _cpu_model(), SIZES,
+    )).encode()).hexdigest()[:16]
+    return registry.cache_directory() / 'costs' / f'{key}.json'
 
 
 def _cached(path: Path) -> Sequence[tuple[int, int]] | None:

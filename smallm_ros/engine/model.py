@@ -306,7 +306,7 @@ class LlamaModel:
         if model is None:
             raise ModelFileError(f'{path}: cannot be loaded: {_log.said()}')
         gpu_layers = _log.offloaded
-        threads = settings.threads or max(1, physical_cores() - 1)
+        threads = settings.threads or default_threads()
         try:
             context = new_context(path, model, settings, threads)
         except ModelFileError:
@@ -537,6 +537,14 @@ def requantise(source: Path, target: Path, *, threads: int | None = None) -> Non
     if code != 0:
         target.unlink(missing_ok=True)
         raise ModelFileError(f'{source}: cannot be requantised to Q8_0: {_log.said()}')
+
+
+def default_threads() -> int:
+    """Return how many threads a batch gets where nobody says.
+
+    One core is left to the others: a spinning thread beside a busy one is slow.
+    """
+    return max(1, physical_cores() - 1)
 
 
 def physical_cores() -> int:

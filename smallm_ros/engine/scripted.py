@@ -32,6 +32,7 @@ from smallm_ros.core.exchange import (
     RefusedWhy,
     Said,
 )
+from smallm_ros.core.prompt import leaving, without
 from smallm_ros.engine.progress import ProgressWriter
 
 MAX_SPACES = 8
@@ -196,16 +197,18 @@ class ScriptedDecider:
             return Refused(question.request, RefusedWhy.TOO_LATE,
                            'the deadline passed before work began')
         self._spaces.move_to_end(question.space)
-        kept = question.segments
+        levels = iter(leaving(question.segments))
+        lines = tuple(s.text for s in question.segments)
+        dropped: tuple[str, ...] = ()
         limit = space.declaration.max_prompt_tokens
-        while (size := sum(len(s.text.split()) for s in kept)) > limit:
-            least = max(s.priority for s in kept)
-            if least == 0:
+        while (size := sum(len(line.split()) for line in lines)) > limit:
+            level = next(levels, None)
+            if level is None:
                 return Refused(
                     question.request, RefusedWhy.PROMPT_TOO_LONG,
                     f'{size} tokens, at most {limit}',
                 )
-            kept = tuple(s for s in kept if s.priority < least)
+            lines, dropped = without(question.segments, level)
         line = self._script[self._turn % len(self._script)]
         self._turn += 1
         if line.act is Act.REFUSE:
@@ -243,9 +246,7 @@ class ScriptedDecider:
             margin=confidence - others, plan='+'.join('1' * len(passes_ns)),
         )
         answer = Decided(
-            question.request, decision,
-            tuple(s.name for s in question.segments if s not in kept), self._limits.sha256,
-            partial=partial,
+            question.request, decision, dropped, self._limits.sha256, partial=partial,
         )
         self._spoken = _Spoken(question, line, space.declaration.text)
         if line.act is Act.NOT_FINITE:

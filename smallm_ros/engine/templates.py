@@ -10,7 +10,7 @@ white space where it is tokenised apart from it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from smallm_ros.core.errors import ModelFileError
@@ -35,16 +35,20 @@ class Template:
 
     name: str
     begin: Pieces
-    system: tuple[Pieces, Pieces]
-    """Before and after the system text; likewise the next two."""
+    system: tuple[Pieces, Pieces] | None
+    """Before and after the system text; likewise the next two. None: the model knows no such turn,
+    and the text stands at the begin of the first user's, an empty line after it."""
     user: tuple[Pieces, Pieces]
     answer: tuple[Pieces, Pieces]
     end: Control
     """Ends an answer."""
+    marks: tuple[Control, ...] = ()
+    """What else is in the vocabularies of this template and tells it from an older one."""
 
     def controls(self) -> tuple[str, ...]:
         """Return the spellings of all control tokens that this template needs."""
-        parts = (self.begin, *self.system, *self.user, *self.answer, (self.end,))
+        parts = (self.begin, *(self.system or ()), *self.user, *self.answer, (self.end,),
+                 self.marks)
         pieces = (piece for part in parts for piece in part)
         return tuple({piece.text: None for piece in pieces if isinstance(piece, Control)})
 
@@ -61,6 +65,11 @@ class Rendered:
     """The control token that ends an answer."""
     between: list[int]
     """From behind that token to where the next turn's user text begins."""
+
+
+def _llama_3(role: str) -> tuple[Pieces, Pieces]:
+    return ((Control('<|start_header_id|>'), role, Control('<|end_header_id|>'), '\n\n'),
+            (Control('<|eot_id|>'),))
 
 
 _MISTRAL_V7_TEKKEN = Template(
@@ -83,7 +92,33 @@ _CHATML = Template(
     end=Control('<|im_end|>'),
 )
 
-TEMPLATES = {template.name: template for template in (_MISTRAL_V7_TEKKEN, _CHATML)}
+# Their tool calls differ, of which there are none here; the ids of these turns are those of v7.
+_MISTRAL_V11 = replace(
+    _MISTRAL_V7_TEKKEN, name='mistral-v11', marks=(Control('[ARGS]'), Control('[CALL_ID]')))
+_MISTRAL_V13 = replace(_MISTRAL_V11, name='mistral-v13')
+
+_LLAMA_3 = Template(
+    # <|begin_of_text|>, then of each turn the role between its markers, an empty line, the text
+    name='llama-3',
+    begin=(Control('<|begin_of_text|>'),),
+    system=_llama_3('system'),
+    user=_llama_3('user'),
+    answer=_llama_3('assistant'),
+    end=Control('<|eot_id|>'),
+)
+
+_GEMMA = Template(
+    # <bos>, then of each turn the marker with its role, a line end, the text, a marker, a line end
+    name='gemma',
+    begin=(Control('<bos>'),),
+    system=None,
+    user=((Control('<start_of_turn>'), 'user\n'), (Control('<end_of_turn>'), '\n')),
+    answer=((Control('<start_of_turn>'), 'model\n'), (Control('<end_of_turn>'), '\n')),
+    end=Control('<end_of_turn>'),
+)
+
+TEMPLATES = {template.name: template for template in (
+    _MISTRAL_V7_TEKKEN, _MISTRAL_V11, _MISTRAL_V13, _CHATML, _LLAMA_3, _GEMMA)}
 
 
 def conversation(
@@ -94,11 +129,18 @@ def conversation(
     Raises ModelFileError when the vocabulary lacks a control token of the template.
     """
     template = _named(name)
-    before: list[Control | str] = [*template.begin, *_around(template.system, system)]
+    before: list[Control | str] = [*template.begin]
+    lead: Pieces = ()
+    if template.system is not None:
+        before += _around(template.system, system)
+    elif system:
+        lead = (f'{system}\n\n',)
     for text, answer in examples:
-        before += [*_around(template.user, text), *_around(template.answer, answer)]
+        before += [*template.user[0], *lead, text, *template.user[1]]
+        before += _around(template.answer, answer)
+        lead = ()
     return Rendered(
-        prefix=_tokens(model, [*before, *template.user[0]]),
+        prefix=_tokens(model, [*before, *template.user[0], *lead]),
         suffix=_tokens(model, [*template.user[1], *template.answer[0]]),
         end=model.control_token(template.end.text),
         between=_tokens(model, [*template.answer[1][1:], *template.user[0]]),
@@ -109,19 +151,21 @@ def fitting(name: str | None, model: Tokenizer) -> str:
     """Return the name of the template for `model`: `name`, if it fits, or the one that does.
 
     Raises ModelFileError when the vocabulary lacks a control token of `name`, or, without a name,
-    when no template or more than one fits.
+    when no template fits, or several that are not versions of one.
     """
     if name is not None:
         for text in _named(name).controls():
             model.control_token(text)
         return name
-    fits = [template.name for template in TEMPLATES.values() if _fits(template, model)]
-    if len(fits) != 1:
-        raise ModelFileError(
-            'the vocabulary does not tell the chat template (fitting: '
-            f'{", ".join(fits) or "none"}): name one of {", ".join(TEMPLATES)}'
-        )
-    return fits[0]
+    fits = {template.name: set(template.controls())
+            for template in TEMPLATES.values() if _fits(template, model)}
+    for name, needs in fits.items():
+        if all(needs >= others for others in fits.values()):
+            return name  # the newest of one kind; those of the same needs give the same ids
+    raise ModelFileError(
+        'the vocabulary does not tell the chat template (fitting: '
+        f'{", ".join(fits) or "none"}): name one of {", ".join(TEMPLATES)}'
+    )
 
 
 def _named(name: str) -> Template:

@@ -41,7 +41,7 @@ from smallm_ros.core.exchange import (
 )
 
 MAGIC = b'sml'
-VERSION = 2
+VERSION = 3
 _HEADER = struct.Struct('<3sBI')
 _INT64 = 2**63
 _PATH_LIMIT = 107

@@ -2,8 +2,9 @@
 
 rosbag2 directories and bare `.db3` or `.mcap` files are read without ROS. What the policy cannot
 do without is checked before the first message; what it does not need is passed over by name. ROS
-time is the bag's own time, or `/clock` where the header stamps are simulated time:
-`Bag.ros_time` says which. A message that does not fit is dropped and counted, as on the robot.
+time is the bag's own time, or `/clock` where the header stamps are simulated time, or those
+stamps themselves where that was not recorded: `Bag.ros_time` says which. A message that does not
+fit is dropped and counted, as on the robot.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import bisect
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,8 @@ from smallm_ros.core.clock import SECOND
 from smallm_ros.core.errors import BagError, DroppedError
 from smallm_ros.core.observation import Fields
 from smallm_ros.core.policy import Policy
-from smallm_ros.ros.convert import fields_of, stamp_ns
+from smallm_ros.ros.convert import fields_of
+from smallm_ros.ros.convert.common import stamp_ns
 
 CLOCK_TOPIC = '/clock'
 CLOCK_TYPE = 'rosgraph_msgs/msg/Clock'
@@ -49,7 +51,7 @@ class RosTime:
     """What ROS time it was at each instant of the bag."""
 
     source: str
-    """`bag time` or `/clock`."""
+    """`bag time`, `/clock`, or `stamps of TOPIC` where the stamps' clock was not recorded."""
     bag_ns: Sequence[int] = ()
     clock_ns: Sequence[int] = ()
 
@@ -71,6 +73,7 @@ class Bag:
     def __init__(self, path: Path, policy: Policy) -> None:
         """Open and check. Raises BagError with one line that names the file or the topic."""
         self.path = path
+        self._policy = policy
         self.dropped: Counter[str] = Counter()
         """Messages of each topic that did not fit; grows while `readings` runs."""
         self._warnings: list[str] = []
@@ -114,15 +117,15 @@ class Bag:
         """
         for connection, bag_ns, raw in self._messages(self._connections):
             topic = connection.topic
-            try:
-                fields = fields_of(connection.msgtype, self._message(connection, raw))
-            except DroppedError as err:
-                self.dropped[topic] += 1
-                if self.dropped[topic] == 1:
-                    self._warnings.append(f'{topic}: messages dropped, first: {err}')
-                continue
-            for sensor in self._sensors[topic]:
-                yield Recorded(bag_ns, sensor, fields)
+            for name in self._sensors[topic]:
+                try:
+                    fields = fields_of(self._policy.sensors[name], self._message(connection, raw))
+                except DroppedError as err:
+                    self.dropped[topic] += 1
+                    if self.dropped[topic] == 1:
+                        self._warnings.append(f'{topic}: messages dropped, first: {err}')
+                    continue
+                yield Recorded(bag_ns, name, fields)
 
     def _choose(self, policy: Policy) -> None:
         topics = self._reader.topics
@@ -165,9 +168,12 @@ class Bag:
             if lag_ns > MAX_HEADER_LAG_NS:
                 self._warnings.append(
                     f'{connection.topic}: header stamps are {(bag_ns - header_ns) / SECOND:.0f} s '
-                    f"from the bag's time and there is no {CLOCK_TOPIC} to match: ages are by "
-                    'arrival'
+                    f"from the bag's time and there is no {CLOCK_TOPIC} to match: ROS time goes "
+                    'by these stamps'
                 )
+                return self._read_off(
+                    f'stamps of {connection.topic}', [connection], lambda msg: msg.header.stamp,
+                ) or bag
         return bag
 
     def _first_stamp(self, connection: Connection) -> tuple[int, int]:
@@ -185,17 +191,23 @@ class Bag:
         found = self._reader.topics.get(CLOCK_TOPIC)
         if found is None or found.msgtype != CLOCK_TYPE or found.msgcount == 0:
             return None
+        return self._read_off(CLOCK_TOPIC, found.connections, lambda msg: msg.clock)
+
+    def _read_off(
+        self, source: str, connections: Sequence[Connection], stamp: Callable[[Any], Any],
+    ) -> RosTime | None:
+        """Return ROS time as messages tell it; None where none does."""
         bag: list[int] = []
         clock: list[int] = []
-        for connection, bag_ns, raw in self._messages(found.connections):
+        for connection, bag_ns, raw in self._messages(connections):
             try:
-                value_ns = stamp_ns(self._message(connection, raw).clock)
+                value_ns = stamp_ns(stamp(self._message(connection, raw)))
             except (DroppedError, AttributeError):
                 continue
             if not bag or bag_ns > bag[-1]:
                 bag.append(bag_ns)
                 clock.append(value_ns)
-        return RosTime(CLOCK_TOPIC, bag, clock) if bag else None
+        return RosTime(source, bag, clock) if bag else None
 
     def _messages(
         self, connections: Sequence[Connection]

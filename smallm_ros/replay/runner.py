@@ -21,7 +21,7 @@ from smallm_ros.core.errors import OperatorError, PolicyError
 from smallm_ros.core.exchange import Cancel, Declaration, EngineEvent, ModelLimits, Question
 from smallm_ros.core.facts import CommandArrival, Inputs, StatusArrival
 from smallm_ros.core.gate import Gate
-from smallm_ros.core.observation import Odometry, Received
+from smallm_ros.core.observation import Received
 from smallm_ros.core.pilot import (
     Ask,
     Declare,
@@ -35,6 +35,7 @@ from smallm_ros.core.pilot import (
     Withdraw,
 )
 from smallm_ros.core.policy import Policy
+from smallm_ros.core.summary.odometry import Odometry
 from smallm_ros.record.writer import Entry
 from smallm_ros.replay.bag import Bag, Recorded
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-from smallm_ros.ros.convert import ros_stamp
+from smallm_ros.ros.convert.common import ros_stamp
 
 OK: bytes = DiagnosticStatus.OK
 WARN: bytes = DiagnosticStatus.WARN

@@ -69,12 +69,14 @@ class Graph:
     """The others, as the node `own` with one output that nobody else may publish sees them."""
 
     def __init__(
-        self, node: Node, own: str, output: Endpoint, inputs: Sequence[Endpoint], *,
-        simulated: bool,
+        self, node: Node, own: str, output: Endpoint | None, inputs: Sequence[Endpoint],
+        shared: Sequence[Endpoint] = (), *, simulated: bool,
     ) -> None:
+        """`output` is None where there is none; on those in `shared` others may publish too."""
         self._node = node
         self._own = own
         self._output = output
+        self._shared = shared
         self._inputs = inputs
         self._simulated = simulated
         self.publishers = 0
@@ -86,18 +88,23 @@ class Graph:
 
     def count(self) -> None:
         """Count who publishes on the output topic; may block."""
-        self.publishers = self._node.count_publishers(self._output.topic)
+        if self._output is not None:
+            self.publishers = self._node.count_publishers(self._output.topic)
 
     def look(self) -> None:
         """Look around; may block."""
-        node, topic = self._node, self._output.topic
-        there = sorted(_whose(each) for each in node.get_publishers_info_by_topic(topic))
-        if self._own in there:
-            there.remove(self._own)
-        self.others = tuple(there)
-        wrong = [f'{topic} is published by {other} too' for other in there]
-        for listener in node.get_subscriptions_info_by_topic(topic):
-            wrong += _misfit(listener, self._output, listener.qos_profile, listens=True)
+        node, output = self._node, self._output
+        wrong = []
+        if output is not None:
+            there = sorted(
+                _whose(each) for each in node.get_publishers_info_by_topic(output.topic))
+            if self._own in there:
+                there.remove(self._own)
+            self.others = tuple(there)
+            wrong = [f'{output.topic} is published by {other} too' for other in there]
+        for mouth in (*(() if output is None else (output,)), *self._shared):
+            for listener in node.get_subscriptions_info_by_topic(mouth.topic):
+                wrong += _misfit(listener, mouth, listener.qos_profile, listens=True)
         for ear in self._inputs:
             for speaker in node.get_publishers_info_by_topic(ear.topic):
                 wrong += _misfit(speaker, ear, speaker.qos_profile, listens=False)

@@ -21,7 +21,7 @@ class Heard:
     """The newest of everything that was said and could be understood."""
 
     def __init__(self, policy: Policy) -> None:
-        self._types = {name: sensor.type for name, sensor in policy.sensors.items()}
+        self._sensors = policy.sensors
         self.readings: dict[str, Received] = {}
         self.command: CommandArrival | None = None
         self.status: StatusArrival | None = None
@@ -34,7 +34,7 @@ class Heard:
     ) -> None:
         """Hear a sensor."""
         try:
-            fields = fields_of(self._types[name], message)
+            fields = fields_of(self._sensors[name], message)
         except DroppedError as err:
             self.drop(f'{name}: {err}')
         else:

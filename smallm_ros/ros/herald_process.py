@@ -45,9 +45,11 @@ def main() -> int:
         start_parameter_services=False)
     state = node.create_publisher(String, f'{about["name"]}/state', qos.STATE)
     diagnosis = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+    output = about['output']
     graph = Graph(
-        node, about['name'], Endpoint.of_words(about['output']),
-        [Endpoint.of_words(each) for each in about['inputs']], simulated=about['simulated'])
+        node, about['name'], None if output is None else Endpoint.of_words(output),
+        [Endpoint.of_words(each) for each in about['inputs']],
+        [Endpoint.of_words(each) for each in about['shared']], simulated=about['simulated'])
     looked_ns = 0
     while True:
         graph.count()

@@ -30,7 +30,7 @@ def places(policy: Policy) -> Mapping[str, tuple[str, str]]:
     """Return each limit's parameter, and its section and name in the policy file."""
     return {
         f'limits.{name}': ('envelope', name)
-        for name, value in policy.envelope if isinstance(value, float)
+        for name, value in policy.envelope if isinstance(value, float) and policy.base != 'none'
     } | _OTHERS
 
 

@@ -1,16 +1,36 @@
-"""The sensor messages that a policy file can name, as rclpy's classes.
+"""Message classes by the name that a policy file gives them, as rclpy has them.
 
-`convert` has a converter for each of these names and must load where no message package is.
+`convert` has a converter for some of these names and must load where no message package is.
 """
 
 from __future__ import annotations
 
-from geometry_msgs.msg import PoseStamped
-from nav_msgs.msg import Odometry
-from sensor_msgs.msg import LaserScan
+from collections.abc import Mapping
+from importlib import import_module
 
-MESSAGES: dict[str, type] = {
-    'sensor_msgs/msg/LaserScan': LaserScan,
-    'nav_msgs/msg/Odometry': Odometry,
-    'geometry_msgs/msg/PoseStamped': PoseStamped,
-}
+from smallm_ros.core.errors import OperatorError
+
+
+def installed(type_name: str) -> bool:
+    """Whether the package of `package/msg/Name` is there."""
+    try:
+        import_module(f'{type_name.partition("/")[0]}.msg')
+    except ImportError:
+        return False
+    return True
+
+
+def message_class(type_name: str) -> type:
+    """Return the class of `package/msg/Name`; OperatorError where it is not installed."""
+    package, _, name = type_name.split('/')
+    try:
+        found: type = getattr(import_module(f'{package}.msg'), name)
+    except (ImportError, AttributeError) as err:
+        raise OperatorError(f'message type {type_name} is not installed: {err}') from err
+    return found
+
+
+def types_of(type_name: str) -> Mapping[str, str]:
+    """Return the types of a message's fields by name: `{'position': 'geometry_msgs/Point'}`."""
+    found: Mapping[str, str] = message_class(type_name).get_fields_and_field_types()  # type: ignore[attr-defined]
+    return found

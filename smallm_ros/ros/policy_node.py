@@ -1,9 +1,10 @@
 """policy_node: the pilot's hands and ears; a managed node that never waits for anything.
 
-One thread runs everything: subscriptions keep the newest message with its arrival, a steady timer
-steps the pilot each control period, and a guard condition forwards what the engine says as soon as
-it is said. A side thread does nothing but wait for the engine's socket to become readable, so that
-an answer costs neither a polling loop nor up to a control period of its time-to-live.
+One thread runs everything: a steady timer takes the newest message of each sensor and steps the
+pilot each control period, and a guard condition forwards what the engine says as soon as it is
+said. No message wakes the node: a flood of them costs no more than one a control period. A side
+thread does nothing but wait for the engine's socket to become readable, so that an answer costs
+neither a polling loop nor up to a control period of its time-to-live.
 
     unconfigured  configure: read the policy, connect, check; tells nothing yet
     inactive      tells the watchdog each period that nothing is decided
@@ -41,14 +42,13 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.publisher import Publisher
 from rclpy.signals import SignalHandlerOptions
-from rclpy.subscription import Subscription
 from std_msgs.msg import String
 
 from smallm_ros import process, steady
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.errors import DroppedError, FrameError, OperatorError, PolicyError
 from smallm_ros.core.exchange import Cancel, DeclarationRejected, ModelLimits
-from smallm_ros.core.observation import Quality, Reading, Received, StampFault
+from smallm_ros.core.observation import Reading, Received, StampFault
 from smallm_ros.core.pilot import (
     Ask,
     Declare,
@@ -61,12 +61,13 @@ from smallm_ros.core.pilot import (
     Tell,
     Withdraw,
 )
-from smallm_ros.core.policy import Policy, Sensor, load_policy
+from smallm_ros.core.policy import Policy, load_policy
+from smallm_ros.core.summary import Sensor
 from smallm_ros.engine.client import EngineClient
 from smallm_ros.engine.wire import default_socket
 from smallm_ros.record.writer import Entry, RecordWriter
-from smallm_ros.ros import convert, diagnostics, qos
-from smallm_ros.ros.messages import MESSAGES
+from smallm_ros.ros import convert, diagnostics, qos, take
+from smallm_ros.ros.messages import message_class
 from smallm_ros.ros.params import declare, refuse_clock_changes
 
 DIAGNOSTICS_PERIOD_NS = SECOND
@@ -76,11 +77,12 @@ FAREWELL_NS = 200 * MS
 
 @dataclasses.dataclass(slots=True)
 class _Ear:
-    """What one sensor's subscription keeps between two steps."""
+    """What one sensor's subscription has given."""
 
-    newest: tuple[Any, int, int | None] | None = None
-    """(message, steady arrival, ROS arrival), until the next step."""
+    source: take.Newest
     count: int = 0
+    """Messages that were sent, as the middleware numbers them."""
+    taken: int = 0
     dropped: int = 0
     why: str = ''
     """Why the last message was dropped; empty when it was not."""
@@ -98,6 +100,8 @@ class _Parts:
     status: Publisher[String]
     """Of each configuration: its lease is the policy's."""
     ears: dict[str, _Ear]
+    words: take.Newest | None
+    """The operator's, where the policy has a topic for them."""
     held: contextlib.ExitStack
     """Closes and destroys all of it."""
 
@@ -224,11 +228,17 @@ class PolicyNode(LifecycleNode):
             status = self.create_publisher(
                 String, '~/status', qos.status(policy.control.status_limit_ms))
             held.callback(self.destroy_publisher, status)
-            ears = {name: _Ear() for name in policy.sensors}
+            ears = {}
             for name, sensor in policy.sensors.items():
-                held.callback(
-                    self.destroy_subscription, self._subscribe(name, sensor, ears[name]))
+                subscription = self._subscribe(name, sensor)
+                held.callback(self.destroy_subscription, subscription)
+                ears[name] = _Ear(take.Newest(subscription, steady.now_ns()))
             pilot = Pilot(policy, identity)
+            words = None
+            if policy.mission_topic is not None:
+                subscription = self._subscribe_mission(policy.mission_topic.topic)
+                held.callback(self.destroy_subscription, subscription)
+                words = take.Newest(subscription, steady.now_ns())
             writer = None
             if self._record_dir:  # the last: what fails before it leaves no empty file
                 name = f'decisions-{steady.wall_text()}-{identity.session}.mcap'
@@ -236,17 +246,24 @@ class PolicyNode(LifecycleNode):
                 held.callback(writer.close)
             return _Parts(
                 policy=policy, pilot=pilot, client=client, waker=waker,
-                writer=writer, status=status, ears=ears, held=held.pop_all(),
+                writer=writer, status=status, ears=ears, words=words, held=held.pop_all(),
             )
 
-    def _subscribe(self, name: str, sensor: Sensor, ear: _Ear) -> Subscription[Any]:
+    def _subscribe(self, name: str, sensor: Sensor) -> Any:
         try:
-            return self.create_subscription(
-                MESSAGES[sensor.type], sensor.topic, self._keeper(ear), qos.SENSOR)
+            return take.subscribe(self, message_class(sensor.type), sensor.topic, qos.SENSOR)
         except InvalidTopicNameException as err:
             why = str(err).splitlines()[0].rstrip(':')
             raise PolicyError(
                 f'{self._policy_path}: sensors.{name}.topic: {sensor.topic!r}: {why}') from err
+
+    def _subscribe_mission(self, topic: str) -> Any:
+        try:
+            return take.subscribe(self, String, topic, qos.MISSION)
+        except InvalidTopicNameException as err:
+            why = str(err).splitlines()[0].rstrip(':')
+            raise PolicyError(f'{self._policy_path}: mission_topic.topic: {topic!r}: {why}'
+                              ) from err
 
     def free(self) -> None:
         """Give back all that configure made; harmless when there is nothing."""
@@ -263,29 +280,44 @@ class PolicyNode(LifecycleNode):
 
     # --- hearing ----------------------------------------------------------------------------
 
-    def _keeper(self, ear: _Ear) -> Callable[[Any], None]:
-        def keep(msg: Any) -> None:
-            # The wall clock can be set back, and would then make a silent sensor look young.
-            ros_arrival_ns = self._ros_now_ns() if self._simulated else None
-            ear.newest = (msg, steady.now_ns(), ros_arrival_ns)
-            ear.count += 1
-
-        return keep
+    def _hear_mission(self, msg: String) -> None:
+        mission = self._parts.pilot.mission if self._parts else None
+        if mission is None:
+            return
+        changes = mission.changes
+        if not mission.hear(msg.data, steady.now_ns()):
+            # One line a second at most: what is refused for coming too often must not fill a log.
+            self.get_logger().warning(
+                f'mission text dropped: {mission.why}', throttle_duration_sec=1.0)
+        elif mission.changes != changes:
+            self.get_logger().info(
+                f'mission: "{mission.text}"' if mission.text else "mission: the file's again")
 
     def _observe(self, parts: _Parts) -> None:
+        # The wall clock can be set back, and would then make a silent sensor look young.
+        ros_now_ns = self._ros_now_ns() if self._simulated else None
+        now_ns, wall_ns = steady.now_ns(), steady.wall_ns()
         for name, ear in parts.ears.items():
-            if ear.newest is None:
-                continue
-            msg, arrival_ns, ros_arrival_ns = ear.newest
-            ear.newest = None
-            try:
-                fields = convert.fields_of(parts.policy.sensors[name].type, msg)
-            except DroppedError as err:
-                ear.dropped += 1
-                ear.why = str(err)
-                continue
-            ear.why = ''
-            parts.pilot.observe(Received(name, fields, arrival_ns, ros_arrival_ns))
+            taken = ear.source.look(now_ns, wall_ns, ros_now_ns)
+            if taken is not None:
+                self._hear(parts, name, taken)
+        said = parts.words and parts.words.look(now_ns, wall_ns, ros_now_ns)
+        if said:
+            self._hear_mission(said.message)
+
+    def _hear(self, parts: _Parts, name: str, taken: take.Taken) -> None:
+        ear = parts.ears[name]
+        ear.count += taken.messages
+        ear.taken += 1
+        try:
+            fields = convert.fields_of(parts.policy.sensors[name], taken.message)
+        except DroppedError as err:
+            ear.dropped += 1
+            ear.why = str(err)
+            return
+        ear.why = ''
+        parts.pilot.observe(
+            Received(name, fields, taken.arrival_ns, taken.ros_arrival_ns), taken.messages)
 
     def _hear_engine(self) -> None:
         """Forward what the engine says now, between two steps."""
@@ -401,6 +433,12 @@ class PolicyNode(LifecycleNode):
             'skipped ticks': str(pilot.skipped_ticks),
             'dropped texts': str(pilot.dropped_texts),
         }
+        if pilot.mission is not None:
+            values |= {
+                'mission': pilot.mission.text, 'mission changes': str(pilot.mission.changes),
+                'mission texts dropped': str(pilot.mission.dropped),
+                'mission fault': pilot.mission.why,
+            }
         if writer is not None:
             values |= {
                 'records': str(writer.written), 'records dropped': str(writer.dropped),
@@ -421,17 +459,20 @@ class PolicyNode(LifecycleNode):
                 level = bad if sensor.required else diagnostics.OK
                 message = self._why_silent(sensor.topic, sensor.type)
             elif ear.why:
-                fresh = reading.quality is Quality.FRESH
-                level, message = diagnostics.WARN if fresh else bad, f'dropped: {ear.why}'
-            elif reading.quality is not Quality.FRESH:
+                usable = reading.quality.usable
+                level, message = diagnostics.WARN if usable else bad, f'dropped: {ear.why}'
+            elif not reading.quality.usable:
                 level, message = bad, _why_stale(reading, sensor.stale_after_ns, ros_now_ns)
             elif reading.stamp_fault is not StampFault.NONE:
                 level = diagnostics.WARN
-                message = f'fresh by arrival, its stamp is {reading.stamp_fault.value}'
+                message = (f'{reading.quality.value} by arrival, '
+                           f'its stamp is {reading.stamp_fault.value}')
             else:
-                level, message = diagnostics.OK, 'fresh'
+                level, message = diagnostics.OK, reading.quality.value
+            rate = 'unknown' if reading.rate_hz is None else f'{reading.rate_hz:.1f}'
             yield diagnostics.status(f'{self.get_name()}: sensor {name}', level, message, {
-                'topic': sensor.topic, 'messages': str(ear.count), 'dropped': str(ear.dropped),
+                'topic': sensor.topic, 'messages': str(ear.count), 'taken': str(ear.taken),
+                'dropped': str(ear.dropped), 'rate_hz': rate,
             })
 
     def _why_silent(self, topic: str, wanted: str) -> str:

@@ -1,26 +1,30 @@
 """Taking messages, requests and time by polling: no executor, no callback, never a wait.
 
 An executor between a message and a deadline was measured at gaps of a second. A subscription of
-depth 1 holds the newest message; one take in each control period is all that a watchdog needs.
+depth 1 holds the newest message; one take in each control period is all that a node needs, and a
+flood costs it no more than that one.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from rclpy.callback_groups import CallbackGroup
 from rclpy.event_handler import QoSSubscriptionEventType
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.subscription import Subscription
 from rosgraph_msgs.msg import Clock as ClockMessage
 
 from smallm_ros import steady
 from smallm_ros.core.clock import MS
 from smallm_ros.core.errors import DroppedError
 from smallm_ros.ros import qos
-from smallm_ros.ros.convert import stamp_ns
+from smallm_ros.ros.convert.common import stamp_ns
 
 EventHandle: Any = rclpy_implementation.EventHandle
 
@@ -31,9 +35,24 @@ MOST_AT_ONCE = 16
 """Most messages that one `take_all` returns: a flood cannot hold the loop."""
 
 
+class _Unspun(CallbackGroup):
+    """Subscriptions of this group wake no executor that spins their node."""
+
+    def can_execute(self, entity: object) -> bool:
+        """Return whether an executor may: what befalls a subscription it may still tell."""
+        return not isinstance(entity, Subscription)
+
+    def beginning_execution(self, entity: object) -> bool:
+        """Let it run."""
+        return True
+
+    def ending_execution(self, entity: object) -> None:
+        """Nothing is held."""
+
+
 def subscribe(node: Node, kind: type, topic: str, profile: QoSProfile) -> Any:
-    """Return a subscription that is only ever taken from."""
-    return node.create_subscription(kind, topic, _never, profile)
+    """Return a subscription that is only ever taken from, even where the node has an executor."""
+    return node.create_subscription(kind, topic, _never, profile, callback_group=_Unspun())
 
 
 def serve(node: Node, kind: type, name: str) -> Any:
@@ -57,6 +76,60 @@ def take_all(subscription: Any) -> list[Any]:
             break
         messages.append(message)
     return messages
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The newest message of a topic."""
+
+    message: Any
+    arrival_ns: int
+    """Steady time at which the middleware had it."""
+    ros_arrival_ns: int | None
+    """ROS time of the look before it, so at most a control period too early; None where unused."""
+    messages: int
+    """How many its publisher had sent since the last one that was taken."""
+
+
+class Newest:
+    """Looks for the newest message of a topic: at most one take a look, whatever is sent."""
+
+    def __init__(self, subscription: Any, now_ns: int) -> None:
+        """Take a subscription of depth 1, made at `now_ns`."""
+        self._subscription = subscription
+        self._looked_ns = now_ns
+        self._ros_looked_ns: int | None = None
+        self._last: tuple[Any, int] = (None, 0)
+        """Who sent the last message, and its number."""
+
+    def look(self, now_ns: int, wall_ns: int, ros_now_ns: int | None) -> Taken | None:
+        """Return what came since the last look, or None.
+
+        The middleware stamps arrivals with the wall clock. Where that was set meanwhile, or says
+        nothing, the message counts as old as it can be: of just after the last look.
+        """
+        with self._subscription.handle:
+            taken = self._subscription.handle.take_message(self._subscription.msg_type, False)
+        looked_ns, self._looked_ns = self._looked_ns, now_ns
+        ros_looked_ns, self._ros_looked_ns = self._ros_looked_ns, ros_now_ns
+        if taken is None:
+            return None
+        message, info = taken
+        arrival_ns = now_ns - wall_ns + (info.get('received_timestamp') or 0)
+        if not looked_ns <= arrival_ns <= now_ns:
+            arrival_ns = looked_ns
+        if ros_now_ns is not None and ros_looked_ns is None:
+            ros_looked_ns = ros_now_ns
+        return Taken(message, arrival_ns, ros_looked_ns, self._sent(info))
+
+    def _sent(self, info: dict[str, Any]) -> int:
+        """Return how many were sent since the last one; 1 where the middleware does not number."""
+        sender = (info.get('publisher_gid') or {}).get('data')
+        number = int(info.get('publication_sequence_number') or 0)
+        last, self._last = self._last, (sender, number)
+        if not number or sender != last[0]:
+            return 1
+        return max(1, number - last[1])
 
 
 def take_request(service: Any) -> tuple[Any, Callable[[Any], None]] | None:
@@ -132,7 +205,7 @@ class RosTime:
         message = None if self._clock is None else take(self._clock)
         if message is not None:
             try:
-                self._ns = stamp_ns(message.clock)
+                self._ns = max(0, stamp_ns(message.clock))
             except DroppedError:
                 pass  # the time before stands until a clock that is one
         return self.known_ns()
@@ -143,4 +216,4 @@ class RosTime:
 
 
 def _never(*_: Any) -> None:
-    raise AssertionError('this node has no executor')
+    raise AssertionError('a subscription that is taken from was executed')

@@ -1,11 +1,11 @@
-"""watchdog_node: the only publisher of `cmd_vel`; the gate in a process of its own.
+"""watchdog_node: the only publisher of `cmd_vel` and of what actions say on other topics.
 
-It holds when every other process has stopped: no executor, no model, no engine in here. One loop
-on absolute steady deadlines takes what is new, steps the gate, publishes; then, with what is left
-of the period, it answers requests. Whatever can block is another's: the graph, ~/state and
-/diagnostics the herald's, a process of its own; stderr a thread's. A step that raises publishes a
-stop; if not even that can be published, the process ends and the base's own time-out stops the
-robot.
+The gate in a process of its own. It holds when every other process has stopped: no executor, no
+model, no engine in here. One loop on absolute steady deadlines takes what is new, steps the gate,
+publishes; then, with what is left of the period, it answers requests. Whatever can block is
+another's: the graph, ~/state and /diagnostics the herald's, a process of its own; stderr a
+thread's. A step that raises publishes a stop; if not even that can be published, the process ends
+and the base's own time-out stops the robot.
 
 A watchdog that was killed and started again is in HOLD and stays there until somebody arms it.
 """
@@ -44,14 +44,15 @@ from smallm_ros.core.gate import Gate, Output, State
 from smallm_ros.core.policy import load_policy
 from smallm_ros.process import ProcessWatch
 from smallm_ros.ros import diagnostics, qos
-from smallm_ros.ros.convert import ros_stamp
+from smallm_ros.ros.convert.common import ros_stamp
 from smallm_ros.ros.graph import Endpoint
 from smallm_ros.ros.heard import Heard
 from smallm_ros.ros.herald import Herald
 from smallm_ros.ros.jitter import Jitter
 from smallm_ros.ros.limits import Limits
 from smallm_ros.ros.lines import Lines
-from smallm_ros.ros.messages import MESSAGES
+from smallm_ros.ros.messages import message_class
+from smallm_ros.ros.outputs import Outputs
 from smallm_ros.ros.params import ParameterRequests, declare, refuse_clock_changes
 from smallm_ros.ros.take import (
     Liveliness,
@@ -120,11 +121,13 @@ class WatchdogNode(Node):
         self._parameter_requests = ParameterRequests(self)
         self._replies = Replies()
         self._ros_time = RosTime(self)
-        self._cmd_vel = self.create_publisher(
+        self._cmd_vel = None if policy.base == 'none' else self.create_publisher(
             TwistStamped if self._stamped else Twist, 'cmd_vel', qos.CMD_VEL)
+        self._outputs = Outputs(
+            policy, lambda kind, topic: self.create_publisher(kind, topic, qos.OUTPUT))
         self._applied = self.create_publisher(String, '~/applied', qos.APPLIED)
         self._ears = {
-            name: subscribe(self, MESSAGES[sensor.type], sensor.topic, qos.SENSOR)
+            name: subscribe(self, message_class(sensor.type), sensor.topic, qos.SENSOR)
             for name, sensor in policy.sensors.items()
         }
         self._commands = subscribe(self, String, f'{other}/command', qos.COMMAND)
@@ -136,7 +139,8 @@ class WatchdogNode(Node):
         self._reset = serve(self, Trigger, '~/reset')
         self._herald = Herald({
             'name': self.get_fully_qualified_name(),
-            'output': Endpoint.of(self._cmd_vel).words(),
+            'output': None if self._cmd_vel is None else Endpoint.of(self._cmd_vel).words(),
+            'shared': [Endpoint.of(each).words() for each in self._outputs.publishers.values()],
             'inputs': [Endpoint.of(ear).words() for ear in (
                 *self._ears.values(), self._commands, self._statuses, self._estops)],
             'simulated': self._ros_time.simulated,
@@ -179,8 +183,11 @@ class WatchdogNode(Node):
             due_ns += self._period_ns * max(1, -(-(steady.now_ns() - due_ns) // self._period_ns))
         for _ in range(FAREWELLS):
             self._publish_velocity(STOP)
+            self._outputs.stop(self._stamp(), self._note_exception)
             steady.sleep_until(steady.now_ns() + self._period_ns)
-        self._cmd_vel.wait_for_all_acked(Duration(nanoseconds=FAREWELL_NS))
+        for publisher in (self._cmd_vel, *self._outputs.publishers.values()):
+            if publisher is not None:
+                publisher.wait_for_all_acked(Duration(nanoseconds=FAREWELL_NS))
         self._lines.say('INFO', 'ended; the last command was stop')
 
     def close(self) -> None:
@@ -224,6 +231,10 @@ class WatchdogNode(Node):
             output = self._gate.excepted(now_ns, repr(err))
         self._publish_velocity(output.velocity)
         before, self._last = self._last, output
+        try:
+            self._outputs.step(output, steady.now_ns(), self._stamp(), self._note_exception)
+        except Exception:
+            self._note_exception()
         try:
             self._tell_programs(before, output, late_ns)
         except Exception:
@@ -288,13 +299,19 @@ class WatchdogNode(Node):
             reset=edges['reset'],
         )
 
+    def _stamp(self) -> tuple[int, int]:
+        """Return ROS time for a message's header; zeros before the first /clock."""
+        return ros_stamp(self._ros_time.known_ns() or 0)
+
     def _publish_velocity(self, velocity: Velocity) -> None:
         twist = Twist()
         twist.linear.x = velocity.linear_x_m_s
         twist.angular.z = velocity.angular_z_rad_s
-        if self._stamped:
+        if self._cmd_vel is None:
+            pass
+        elif self._stamped:
             message = TwistStamped(twist=twist)
-            sec, nanosec = ros_stamp(self._ros_time.known_ns() or 0)
+            sec, nanosec = self._stamp()
             message.header.stamp = Time(sec=sec, nanosec=nanosec)
             message.header.frame_id = 'base_link'
             self._cmd_vel.publish(message)
@@ -358,6 +375,7 @@ class WatchdogNode(Node):
             'dropped': heard.dropped,
             'last_dropped': heard.why_dropped,
             'exceptions': self._exceptions,
+            'outputs': dict(self._outputs.published),
             'invariant': self._broken,
             'transitions': dict(self._entered),
             'late': {'minute': self._late.last_minute(), 'start': self._late.since_start()},

@@ -17,7 +17,8 @@ import numpy as np
 from smallm_ros.core.action import Velocity
 from smallm_ros.core.clock import MS
 from smallm_ros.core.errors import WorldError
-from smallm_ros.core.observation import Odometry, Scan
+from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.scan import Scan
 from smallm_ros.sim.lidar import Lidar
 from smallm_ros.sim.robot import Pose, Robot
 from smallm_ros.sim.world import ROBOT_GROUP, World

@@ -12,7 +12,7 @@ import math
 import mujoco
 import numpy as np
 
-from smallm_ros.core.observation import Scan
+from smallm_ros.core.summary.scan import Scan
 from smallm_ros.sim.world import ROBOT_GROUP, World
 
 _NO_NORMALS = (None,) if 'normal:' in (mujoco.mj_multiRay.__doc__ or '') else ()

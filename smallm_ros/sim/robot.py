@@ -15,7 +15,7 @@ import numpy as np
 
 from smallm_ros.core.action import STOP, Velocity
 from smallm_ros.core.clock import MS, SECOND
-from smallm_ros.core.observation import Odometry
+from smallm_ros.core.summary.odometry import Odometry
 from smallm_ros.sim.world import Limits, World
 
 COMMAND_TIMEOUT_NS = 500 * MS

@@ -32,7 +32,8 @@ from smallm_ros import steady
 from smallm_ros.core.action import Velocity
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.errors import OperatorError
-from smallm_ros.core.observation import Odometry, Scan
+from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.scan import Scan
 from smallm_ros.sim.episode import Episode
 from smallm_ros.sim.pace import Pace
 from smallm_ros.sim.world import find_world, load_world

@@ -23,8 +23,9 @@ from smallm_ros.core.action import STOP
 from smallm_ros.core.baseline import Senses, follow_gap
 from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.envelope import STANDING, Seen, Surroundings, Told, limit
-from smallm_ros.core.observation import Odometry, Scan
-from smallm_ros.core.policy import ScanSensor, load_policy
+from smallm_ros.core.policy import load_policy
+from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.scan import Scan, ScanSensor
 from smallm_ros.sim.episode import Episode
 from smallm_ros.sim.world import load_world
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from smallm_ros.core.action import STOP, Velocity
 from smallm_ros.core.envelope import approach, reach_m
-from smallm_ros.core.observation import Scan
-from smallm_ros.core.policy import Policy, ScanSensor
+from smallm_ros.core.policy import Policy
+from smallm_ros.core.summary.scan import Scan, ScanSensor
 
 BEAMS = 360
 STEP_S = 0.01

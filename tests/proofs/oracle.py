@@ -10,7 +10,7 @@ import math
 
 from smallm_ros.core.clock import SECOND
 from smallm_ros.core.gate import Output, State
-from smallm_ros.core.observation import Scan
+from smallm_ros.core.summary.scan import Scan
 from tests.proofs.robot import ANSWERS, PERIOD_NS, POLICY, Broken, Robot
 
 S = State

@@ -26,8 +26,11 @@ from smallm_ros.core.clock import MS, SECOND
 from smallm_ros.core.errors import DroppedError
 from smallm_ros.core.facts import CommandArrival, Inputs, Process, StatusArrival
 from smallm_ros.core.gate import Gate, Output, State
-from smallm_ros.core.observation import Fields, Odometry, Received, Scan
+from smallm_ros.core.observation import Fields, Received
 from smallm_ros.core.policy import Policy, parse_policy
+from smallm_ros.core.sensor import SensorBase
+from smallm_ros.core.summary.odometry import Odometry, OdometrySensor
+from smallm_ros.core.summary.scan import Scan, ScanSensor
 from smallm_ros.ros.convert import fields_of
 
 BEAMS = 36
@@ -40,10 +43,11 @@ LATENCY_NS = 80 * MS
 BOUND_NS = 130 * MS
 LOADING_NS = 100 * MS
 SCAN_PERIODS = 2
-MESSAGES = {
-    'scan': 'sensor_msgs/msg/LaserScan',
-    'odom': 'nav_msgs/msg/Odometry',
-    'wheels': 'nav_msgs/msg/Odometry',
+GIVEN: dict[str, Any] = {'topic': 'any', 'rate_hz': 10, 'stale_after_ms': 500}
+SENSORS: dict[str, SensorBase] = {
+    'scan': ScanSensor(type='sensor_msgs/msg/LaserScan', **GIVEN),
+    'odom': OdometrySensor(type='nav_msgs/msg/Odometry', **GIVEN),
+    'wheels': OdometrySensor(type='nav_msgs/msg/Odometry', **GIVEN),
 }
 
 
@@ -147,7 +151,7 @@ class Robot:
         """Whether the sensors told the truth and the loop was on time since the last rest."""
         # sensors
         self.newest: dict[str, Received] = {}
-        self.past: dict[str, deque[Fields]] = {name: deque(maxlen=8) for name in MESSAGES}
+        self.past: dict[str, deque[Fields]] = {name: deque(maxlen=8) for name in SENSORS}
         # processes
         self.sessions = self.pids = 0
         self.node: Process = (0, 0)
@@ -332,7 +336,7 @@ class Robot:
         if ros_now_ns is not None and self.clock_rate == 0.0:
             return  # a paused world sends nothing
         stamp_ns = ros_now_ns or 0
-        for name in MESSAGES:
+        for name in SENSORS:
             fault = self.sensor_faults.get(name)
             if name == 'wheels' and not self.setting.wheels:
                 continue
@@ -579,6 +583,6 @@ def _garbled(name: str, mode: str, fields: Fields) -> Fields | None:
         if mode in ('empty', 'length'):
             del message.twist
     try:
-        return fields_of(MESSAGES[name], message)
+        return fields_of(SENSORS[name], message)
     except DroppedError:
         return None  # the last good one grows old

@@ -1,125 +1,94 @@
-"""Received messages -> an Observation: one module per message family, each a pure function.
+"""The families of messages that a policy file can name: one module each.
 
-Age has two clocks. By stamp (ROS time) it says when the world looked so; a stamp in the future or
-absurd makes the reading stale, one that is absent leaves the arrival. By arrival it says whether
-the sensor still talks: silence counts only while both clocks run, so that a paused simulation
-makes nothing older.
+A family's module has the sensor's declaration, the fields that a message becomes, and `say`, a
+pure function from fields to words. What has no family is read by its paths: `fields`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import difflib
+from typing import Annotated, Any, get_args
 
-from smallm_ros.core.clock import MS, SECOND
-from smallm_ros.core.facts import arrival_age_ns
-from smallm_ros.core.observation import (
-    Goal,
-    Observation,
-    Odometry,
-    Quality,
-    Reading,
-    Received,
-    Scan,
-    StampFault,
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from smallm_ros.core.summary.battery import BatterySensor
+from smallm_ros.core.summary.cloud import CloudSensor
+from smallm_ros.core.summary.detections import Detections2DSensor, Detections3DSensor
+from smallm_ros.core.summary.diagnostics import DiagnosticsSensor
+from smallm_ros.core.summary.fields import FieldsSensor
+from smallm_ros.core.summary.fix import FixSensor
+from smallm_ros.core.summary.goal import GoalSensor
+from smallm_ros.core.summary.grid import GridSensor
+from smallm_ros.core.summary.imu import ImuSensor
+from smallm_ros.core.summary.joints import JointsSensor
+from smallm_ros.core.summary.odometry import OdometrySensor
+from smallm_ros.core.summary.path import PathSensor
+from smallm_ros.core.summary.picture import CompressedPictureSensor, PictureSensor
+from smallm_ros.core.summary.place import PlaceSensor
+from smallm_ros.core.summary.proximity import RangeSensor
+from smallm_ros.core.summary.scan import ScanSensor
+from smallm_ros.core.summary.temperature import TemperatureSensor
+from smallm_ros.core.summary.twist import TwistSensor
+from smallm_ros.core.summary.value import NumberSensor, TextSensor, TruthSensor
+
+_Families = (
+    BatterySensor
+    | CloudSensor
+    | CompressedPictureSensor
+    | Detections2DSensor
+    | Detections3DSensor
+    | DiagnosticsSensor
+    | FixSensor
+    | GoalSensor
+    | GridSensor
+    | ImuSensor
+    | JointsSensor
+    | NumberSensor
+    | OdometrySensor
+    | PathSensor
+    | PictureSensor
+    | PlaceSensor
+    | RangeSensor
+    | ScanSensor
+    | TemperatureSensor
+    | TextSensor
+    | TruthSensor
+    | TwistSensor
 )
-from smallm_ros.core.policy import GoalSensor, OdometrySensor, Policy, ScanSensor, Sensor
-from smallm_ros.core.summary import goal as goal_family
-from smallm_ros.core.summary import odometry as odometry_family
-from smallm_ros.core.summary import scan as scan_family
+"""A new family is one more line here and one import."""
 
-FUTURE_TOLERANCE_NS = 100 * MS
-"""Clocks of one robot's computers differ by some milliseconds; more is a fault."""
-ABSURD_NS = 3600 * SECOND
-"""An age beyond an hour says that the stamp is of another clock, not that the data are old."""
+TYPES: frozenset[str] = frozenset(
+    name for family in get_args(_Families)
+    for name in get_args(family.model_fields['type'].annotation)
+)
+"""The message types that have a family."""
 
-
-def observe(
-    policy: Policy, newest: Mapping[str, Received], now_ns: int, ros_now_ns: int
-) -> Observation:
-    """Summarise the newest message of every sensor of the policy.
-
-    `newest` maps a sensor's name to what it sent last; a sensor that never sent is not in it.
-    """
-    odometry = next((
-        received.fields for name, received in newest.items()
-        if isinstance(received.fields, Odometry) and name in policy.sensors
-        and not _age(policy.sensors[name], received, now_ns, ros_now_ns).stale
-    ), None)
-    readings = tuple(
-        _reading(name, sensor, newest.get(name), odometry, now_ns, ros_now_ns)
-        for name, sensor in policy.sensors.items()
-    )
-    unfit = tuple(r.sensor for r in readings if r.required and r.quality is not Quality.FRESH)
-    return Observation(now_ns, ros_now_ns, readings, unfit)
+_BY_TYPE, _BY_FIELDS = 'by type', 'by fields'  # no key of a policy file has a space
 
 
-def stamp_age(stamp_ns: int, ros_now_ns: int) -> tuple[int | None, StampFault]:
-    """Return (age, fault); the age is None where the stamp cannot be believed."""
-    if stamp_ns == 0:
-        return None, StampFault.ABSENT
-    age_ns = ros_now_ns - stamp_ns
-    if abs(age_ns) > ABSURD_NS:
-        return None, StampFault.ABSURD
-    if age_ns < -FUTURE_TOLERANCE_NS:
-        return None, StampFault.FUTURE
-    return age_ns, StampFault.NONE
+def _way(declared: Any) -> str:
+    given = isinstance(declared, dict) and 'fields' in declared
+    return _BY_FIELDS if given or isinstance(declared, FieldsSensor) else _BY_TYPE
 
 
-def _reading(
-    name: str,
-    sensor: Sensor,
-    received: Received | None,
-    odometry: Odometry | None,
-    now_ns: int,
-    ros_now_ns: int,
-) -> Reading:
-    if received is None:
-        return Reading(
-            sensor=name, text=f'{name}: nothing received yet', priority=sensor.priority,
-            required=sensor.required, quality=Quality.NEVER, arrival_ns=None,
-            arrival_age_ns=None, stamp_ns=None, stamp_age_ns=None, stamp_fault=StampFault.ABSENT,
-        )
-    age = _age(sensor, received, now_ns, ros_now_ns)
-    text = f'{name}: lost' if age.stale else f'{name}: {_text(sensor, received, odometry)}'
-    return Reading(
-        sensor=name, text=text, priority=sensor.priority, required=sensor.required,
-        quality=Quality.STALE if age.stale else Quality.FRESH, arrival_ns=received.arrival_ns,
-        arrival_age_ns=age.arrival_ns,
-        stamp_ns=None if age.fault is StampFault.ABSENT else received.fields.stamp_ns,
-        stamp_age_ns=age.stamp_ns, stamp_fault=age.fault,
-    )
+def _has_words(declared: Any) -> Any:
+    """Refuse a type without a family and without `fields`, and say the way out."""
+    if not isinstance(declared, dict) or _way(declared) == _BY_FIELDS:
+        return declared
+    name = declared.get('type')
+    if isinstance(name, str) and name not in TYPES:
+        near = {each.rpartition('/')[2]: each for each in sorted(TYPES)}
+        close = difflib.get_close_matches(name.rpartition('/')[2], near, n=1, cutoff=0.8)
+        guess = f'did you mean {near[close[0]]!r}? Else ' if close else ''
+        way = f'{guess}give `fields:`, paths into the message'
+        raise ValueError(f'type {name!r:.80} has no summary of its own; {way}')
+    return declared
 
 
-@dataclass(frozen=True, slots=True)
-class _Age:
-    arrival_ns: int
-    stamp_ns: int | None
-    fault: StampFault
-    stale: bool
-
-
-def _age(sensor: Sensor, received: Received, now_ns: int, ros_now_ns: int) -> _Age:
-    """Return how old a message is by both clocks, and whether it still says how things are.
-
-    A stamp of the future or of another clock is as bad as an old one: nobody knows of when it
-    tells. Only an absent stamp is replaced by the arrival.
-    """
-    arrival_ns = arrival_age_ns(received, now_ns, ros_now_ns)
-    stamp_ns, fault = stamp_age(received.fields.stamp_ns, ros_now_ns)
-    stale = (
-        fault in (StampFault.FUTURE, StampFault.ABSURD)
-        or max(arrival_ns, stamp_ns or 0) > sensor.stale_after_ns
-    )
-    return _Age(arrival_ns, stamp_ns, fault, stale)
-
-
-def _text(sensor: Sensor, received: Received, odometry: Odometry | None) -> str:
-    match sensor, received.fields:
-        case ScanSensor(), Scan() as scan:
-            return scan_family.text(sensor, scan)
-        case OdometrySensor(), Odometry() as moved:
-            return odometry_family.text(moved)
-        case GoalSensor(), Goal() as goal:
-            return goal_family.text(goal, odometry)
-    raise TypeError(f'{received.sensor}: {type(received.fields).__name__} is not {sensor.type}')
+Sensor = Annotated[
+    Annotated[_Families, Field(discriminator='type'), Tag(_BY_TYPE)]
+    | Annotated[FieldsSensor, Tag(_BY_FIELDS)],
+    Discriminator(_way),
+    BeforeValidator(_has_words),
+]
+"""Any sensor that a policy file can declare; with `fields` of any type, without by its family."""

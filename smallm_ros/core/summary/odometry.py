@@ -2,19 +2,58 @@
 
 from __future__ import annotations
 
-from smallm_ros.core.observation import Odometry
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from smallm_ros.core.sensor import Phrase, Scene, SensorBase
 
 STANDING_M_S = 0.02
 STANDING_RAD_S = 0.05
 """Below these a base stands: wheel encoders are no better."""
 
 
+@dataclass(frozen=True, slots=True)
+class Odometry:
+    """The fields of a nav_msgs/Odometry that decide anything: planar pose and body velocity."""
+
+    stamp_ns: int
+    frame_id: str
+    x_m: float
+    y_m: float
+    yaw_rad: float
+    linear_x_m_s: float
+    angular_z_rad_s: float
+
+
+class OdometrySensor(SensorBase):
+    """Wheel odometry, summarised as forward and turning speed."""
+
+    type: Literal['nav_msgs/msg/Odometry']
+
+    def say(self, fields: Odometry, scene: Scene) -> tuple[Phrase, ...]:
+        """Return one phrase: see `text`."""
+        return (Phrase(text(fields)),)
+
+    def draw(self, random: np.random.Generator) -> Odometry:
+        """Return one that stands at the origin of its frame and is on its way."""
+        return Odometry(0, 'odom', 0.0, 0.0, 0.0, float(random.uniform(0.0, 0.5)),
+                        float(random.choice([-0.5, 0.0, 0.5])))
+
+
 def text(moved: Odometry) -> str:
+    """Return the base's motion in words: see `motion`."""
+    return motion(moved.linear_x_m_s, moved.angular_z_rad_s)
+
+
+def motion(x_m_s: float, turn_rad_s: float, y_m_s: float = 0.0) -> str:
     """Return `standing`, `ahead 0.2`, `back 0.1 turning left`: metres a second to one decimal."""
     words = []
-    if abs(moved.linear_x_m_s) >= STANDING_M_S:
-        words.append(f'{"ahead" if moved.linear_x_m_s > 0 else "back"} '
-                     f'{abs(moved.linear_x_m_s):.1f}')
-    if abs(moved.angular_z_rad_s) >= STANDING_RAD_S:
-        words.append(f'turning {"left" if moved.angular_z_rad_s > 0 else "right"}')
+    if abs(x_m_s) >= STANDING_M_S:
+        words.append(f'{"ahead" if x_m_s > 0 else "back"} {abs(x_m_s):.1f}')
+    if abs(y_m_s) >= STANDING_M_S:
+        words.append(f'{"left" if y_m_s > 0 else "right"} {abs(y_m_s):.1f}')
+    if abs(turn_rad_s) >= STANDING_RAD_S:
+        words.append(f'turning {"left" if turn_rad_s > 0 else "right"}')
     return ' '.join(words) or 'standing'
