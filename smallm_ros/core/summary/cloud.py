@@ -29,7 +29,7 @@ class Cloud:
     stamp_ns: int
     frame_id: str
     nearest_m: tuple[float, ...]
-    """By sector, from base_link along the ground; inf where no point is."""
+    """By sector, from base_link along the ground; inf where no point is near."""
     points: int
     """Finite ones, in the band of heights or not."""
 
@@ -90,19 +90,31 @@ def reduced(sensor: CloudSensor, x: FloatArray, y: FloatArray, z: FloatArray) ->
     x, y and z are of shape (points,), metres in the cloud's frame.
     """
     turn = _rotation(sensor)
+    # Bearings cost most, and what is far is told by no sector: its points get none.
+    far_m = max([sensor.far_m, *(part.below_m for part in sensor.bins)])
     with np.errstate(invalid='ignore', over='ignore'):
-        up = turn[2, 0] * x + turn[2, 1] * y + turn[2, 2] * z + np.float32(sensor.mount_z_m)
-        # A number that is not finite makes each sum so: one look finds it.
-        points = int(np.isfinite(up).sum())
-        band = (up >= sensor.from_z_m) & (up <= sensor.to_z_m)
+        up = _along(turn[2], sensor.mount_z_m, x, y, z)
+        # A number that is not finite makes the sum so: one look finds it.
+        points = int(np.isfinite(x + y + up).sum())
+        band = np.flatnonzero((up >= sensor.from_z_m) & (up <= sensor.to_z_m))
         x, y, z = x[band], y[band], z[band]
-        ahead = turn[0, 0] * x + turn[0, 1] * y + turn[0, 2] * z + np.float32(sensor.mount_x_m)
-        left = turn[1, 0] * x + turn[1, 1] * y + turn[1, 2] * z + np.float32(sensor.mount_y_m)
-        metres = np.hypot(ahead, left)
-        outside = metres > sensor.beyond_m if sensor.beyond_m else metres < math.inf
-        metres = metres[outside]
-        degrees = np.degrees(np.arctan2(left[outside], ahead[outside]))
+        ahead = _along(turn[0], sensor.mount_x_m, x, y, z)
+        left = _along(turn[1], sensor.mount_y_m, x, y, z)
+        squared = ahead * ahead + left * left
+        near = np.flatnonzero((squared <= far_m**2) & (squared >= sensor.beyond_m**2))
+        degrees = np.degrees(np.arctan2(left[near], ahead[near]))
+        metres = np.sqrt(squared[near])
     return tuple(sector.nearest(degrees, metres) for sector in sensor.sectors), points
+
+
+def _along(
+    row: FloatArray, offset_m: float, x: FloatArray, y: FloatArray, z: FloatArray
+) -> FloatArray:
+    """Return one coordinate in base_link; what a row of the rotation has no part of costs none."""
+    parts = [axis if part == 1 else part * axis
+             for part, axis in zip(row, (x, y, z), strict=True) if part]
+    out: FloatArray = parts[0] if len(parts) == 1 else sum(parts[1:], parts[0])
+    return out + np.float32(offset_m) if offset_m else out
 
 
 def _rotation(sensor: CloudSensor) -> FloatArray:
