@@ -19,9 +19,10 @@ from smallm_ros.ros.convert import fields_of
 from tests.fuzz.families import FAMILIES, NUMBERS
 
 EXAMPLES = 200
-MOST_CHARACTERS = 2000
+MOST_CHARACTERS = 300
 SCENES = (Scene(), Scene({
-    'odom': Odometry(0, 'odom', 0.0, 0.0, 0.0, 0.0, 0.0), 'place': Place(0, 'map', 0, 0, 0, 0)}))
+    'odom': Odometry(0, 'odom', 0.0, 0.0, 0.0, 0.0, 0.0), 'place': Place(0, 'map', 0, 0, 0, 0)}),
+    Scene({'odom': Odometry(0, 'odom', 1e7, -1e7, 3.0, 1e3, -1e3)}))
 
 
 def try_one(declared: Any, msg: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Goal pose -> distance and bearing from where the newest pose in its frame has the robot."""
+"""Goal pose -> distance and bearing from where a pose in its frame has the robot."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Literal
 import numpy as np
 
 from smallm_ros.core.sensor import Phrase, Scene, SensorBase
-from smallm_ros.core.summary.place import Planar, pose_in
+from smallm_ros.core.summary.place import MAX_FRAME, Planar, pose_in
 from smallm_ros.core.summary.words import quoted
 
 REACHED_M = 0.3
-MAX_FRAME = 32
-"""Characters of a frame that are said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +27,7 @@ class Goal:
 
 
 class GoalSensor(SensorBase):
-    """A goal pose, summarised as bearing and distance from the newest pose in its frame."""
+    """A goal pose, summarised as bearing and distance from a pose in its frame."""
 
     type: Literal['geometry_msgs/msg/PoseStamped']
 

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from smallm_ros.core.sensor import Phrase, Scene, SensorBase, Word
-from smallm_ros.core.summary.goal import MAX_FRAME
-from smallm_ros.core.summary.place import pose_in
+from smallm_ros.core.summary.place import MAX_FRAME, pose_in
 from smallm_ros.core.summary.scan import SECTORS, Bins, Sector, distance
 from smallm_ros.core.summary.words import quoted
 

@@ -2,7 +2,8 @@
 
 A planner's path has hundreds of poses; `sampled` of them say all that is told. Where the robot is
 on it must come from a sensor of the same frame, an odometry or a localisation: what is given in
-another frame is said to be, and never mixed.
+another frame is said to be, and never mixed. Where two stretches of a path come near each other
+the nearer one counts: a planner says only the rest of the way.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from smallm_ros.core.sensor import Phrase, Positive, Scene, SensorBase
-from smallm_ros.core.summary.goal import MAX_FRAME, REACHED_M, direction
-from smallm_ros.core.summary.place import pose_in
+from smallm_ros.core.summary.goal import REACHED_M, direction
+from smallm_ros.core.summary.place import MAX_FRAME, pose_in
 from smallm_ros.core.summary.words import quoted
 
 Points = npt.NDArray[np.float64]

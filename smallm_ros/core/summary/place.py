@@ -16,6 +16,10 @@ from pydantic import Field
 
 from smallm_ros.core.sensor import Finite, Part, Phrase, Positive, Scene, SensorBase, Word
 from smallm_ros.core.summary.odometry import Odometry
+from smallm_ros.core.summary.words import quoted
+
+MAX_FRAME = 32
+"""Characters of a frame that are said."""
 
 
 class Planar(Protocol):
@@ -58,12 +62,16 @@ class PlaceSensor(SensorBase):
     """Where the robot is in its map: what a localisation says."""
 
     type: Literal['geometry_msgs/msg/PoseWithCovarianceStamped']
+    frame: Annotated[str, Field(min_length=1, max_length=64)] = 'map'
+    """In which the places are given; a pose in another frame is said to be in it."""
     places: tuple[Named, ...] = Field(default=(), max_length=64)
     unsure_m: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
     """From this standard deviation on the robot does not know well where it is."""
 
     def say(self, fields: Place, scene: Scene) -> tuple[Phrase, ...]:
         """Return `at dock`, `4 m from dock`, or `x 3.5, y -1, heading 90 deg`; `unsure by 2 m`."""
+        if fields.frame_id != self.frame:
+            return (Phrase(f'place unknown, given in frame {quoted(fields.frame_id, MAX_FRAME)}'),)
         said = [Phrase(text) for text in self._where(fields)]
         if fields.deviation_m >= self.unsure_m:
             said.append(Phrase(unsure(fields.deviation_m)))
@@ -76,12 +84,12 @@ class PlaceSensor(SensorBase):
             near = self.places[int(random.integers(len(self.places)))]
             x_m, y_m = near.x_m, near.y_m
         away, way = random.choice([0.0, 5.0]), random.uniform(-math.pi, math.pi)
-        return Place(0, 'map', x_m + away * math.cos(way), y_m + away * math.sin(way),
+        return Place(0, self.frame, x_m + away * math.cos(way), y_m + away * math.sin(way),
                      float(random.uniform(-math.pi, math.pi)), 0.1)
 
     def _where(self, fields: Place) -> list[str]:
         if not self.places:
-            eighth = round(fields.yaw_rad / (math.pi / 4))
+            eighth = (round(fields.yaw_rad / (math.pi / 4)) + 3) % 8 - 3
             return [f'x {_metres(fields.x_m)}', f'y {_metres(fields.y_m)}',
                     f'heading {45 * eighth} deg']
         away_m, nearest = min(
@@ -106,4 +114,4 @@ def unsure(deviation_m: float) -> str:
 
 def _metres(value: float) -> str:
     """Return metres to half a metre below ten, and whole from there on."""
-    return f'{round(2 * value) / 2:g}' if abs(value) < 10 else f'{value:.3g}'
+    return f'{round(2 * value) / 2:g}' if abs(value) < 10 else f'{value:.0f}'

@@ -24,6 +24,25 @@ from smallm_ros.ros.convert.common import Converter, finite, frame, stamp_ns, un
 MAX_JOINTS = 1000
 FAR_M = 1e7
 """Nothing on this planet is further from the origin of a robot's map."""
+FAST = 1e3
+"""No base moves at more metres or radians a second."""
+
+
+def near(place: str, metres: float) -> float:
+    """Return a coordinate on this planet; DroppedError for any other."""
+    return _within(FAR_M, place, metres)
+
+
+def slow(place: str, speed: float) -> float:
+    """Return a speed that a base can have; DroppedError for any other."""
+    return _within(FAST, place, speed)
+
+
+def _within(limit: float, place: str, value: float) -> float:
+    number = finite(place, value)
+    if abs(number) > limit:
+        raise DroppedError(f'{place} is {number:g}, at most {limit:g}')
+    return number
 
 
 def odometry(msg: Any, sensor: object) -> Odometry:
@@ -35,11 +54,11 @@ def odometry(msg: Any, sensor: object) -> Odometry:
     return Odometry(
         stamp_ns=stamp_ns(msg.header.stamp),
         frame_id=frame(msg.header.frame_id),
-        x_m=finite('Odometry: position.x', msg.pose.pose.position.x),
-        y_m=finite('Odometry: position.y', msg.pose.pose.position.y),
+        x_m=near('Odometry: position.x', msg.pose.pose.position.x),
+        y_m=near('Odometry: position.y', msg.pose.pose.position.y),
         yaw_rad=yaw('Odometry', msg.pose.pose.orientation),
-        linear_x_m_s=finite('Odometry: linear.x', twist.linear.x),
-        angular_z_rad_s=finite('Odometry: angular.z', twist.angular.z),
+        linear_x_m_s=slow('Odometry: linear.x', twist.linear.x),
+        angular_z_rad_s=slow('Odometry: angular.z', twist.angular.z),
     )
 
 
@@ -51,8 +70,8 @@ def goal(msg: Any, sensor: object) -> Goal:
     return Goal(
         stamp_ns=stamp_ns(msg.header.stamp),
         frame_id=frame(msg.header.frame_id),
-        x_m=finite('PoseStamped: position.x', msg.pose.position.x),
-        y_m=finite('PoseStamped: position.y', msg.pose.position.y),
+        x_m=near('PoseStamped: position.x', msg.pose.position.x),
+        y_m=near('PoseStamped: position.y', msg.pose.position.y),
         yaw_rad=yaw('PoseStamped', msg.pose.orientation),
     )
 
@@ -64,9 +83,9 @@ def twist(msg: Any, sensor: object) -> Twist:
         stamp, msg = stamp_ns(msg.header.stamp), msg.twist
     return Twist(
         stamp_ns=stamp,
-        linear_x_m_s=finite('Twist: linear.x', msg.linear.x),
-        linear_y_m_s=finite('Twist: linear.y', msg.linear.y),
-        angular_z_rad_s=finite('Twist: angular.z', msg.angular.z),
+        linear_x_m_s=slow('Twist: linear.x', msg.linear.x),
+        linear_y_m_s=slow('Twist: linear.y', msg.linear.y),
+        angular_z_rad_s=slow('Twist: angular.z', msg.angular.z),
     )
 
 
@@ -161,8 +180,8 @@ def place(msg: Any, sensor: object) -> Place:
     return Place(
         stamp_ns=stamp_ns(msg.header.stamp),
         frame_id=frame(msg.header.frame_id),
-        x_m=finite('PoseWithCovarianceStamped: position.x', pose.position.x),
-        y_m=finite('PoseWithCovarianceStamped: position.y', pose.position.y),
+        x_m=near('PoseWithCovarianceStamped: position.x', pose.position.x),
+        y_m=near('PoseWithCovarianceStamped: position.y', pose.position.y),
         yaw_rad=yaw('PoseWithCovarianceStamped', pose.orientation),
         deviation_m=_deviation_m(covariance[0], covariance[7]),
     )
