@@ -102,6 +102,15 @@ def test_a_topic_of_another_type_is_refused(tmp_path: Path) -> None:
         Bag(path, policy_with('topic: /scan', 'topic: /odom'))
 
 
+def test_a_mission_of_another_type_is_said(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / 'bag')
+    policy = policy_with('actions:', 'mission_topic: {topic: scan}\nactions:')
+    with Bag(path, policy) as bag:
+        assert bag.missions == ()
+        assert bag.warnings == (
+            '/scan: sensor_msgs/msg/LaserScan is no mission, which is std_msgs/msg/String',)
+
+
 def test_unknown_types_are_skipped_by_name(tmp_path: Path) -> None:
     path = write_bag(tmp_path / 'bag', seconds=1, unknown_type=True, storage='sqlite3')
     with Bag(path, small_policy()) as bag:

@@ -160,6 +160,13 @@ def test_the_operators_words_stand_first_and_are_kept(bag: Path) -> None:
     assert 'mission mission  19 tokens, 19 reused' in seen(policy, found)
 
 
+def test_the_operators_words_of_a_bag_are_heard(tmp_path: Path) -> None:
+    policy = policy_with('actions:', 'mission_topic: {}\nactions:')
+    path = write_bag(tmp_path / 'bag', missions={1.0: 'to the dock'})
+    found = [tick.record.mission for tick in ticks(policy, path)]
+    assert (found[0], found[-1]) == ('', 'to the dock')
+
+
 def test_a_segment_that_changes_more_than_one_behind_it_is_named() -> None:
     """Odometry stands behind the scan by its rate; here the scan comes and goes."""
     policy = small_policy()

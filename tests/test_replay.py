@@ -184,6 +184,17 @@ def test_partial_answers_and_texts_are_replayed_too(bag: Path) -> None:
         'DecisionRecord', 'Say', 'DecisionRecord', 'Say']
 
 
+def test_what_the_operator_said_is_heard_when_it_was_said(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / 'bag', seconds=6, missions={
+        2.0: 'to the dock', 2.3: 'too soon after it', 5.0: ''})
+    story = tell(path, policy=policy_with('actions:', 'mission_topic: {}\nactions:'))
+    said = [record.mission for record in story.recorded]
+    assert list(dict.fromkeys(said)) == ['', 'to the dock']
+    assert said[-1] == ''
+    told = next(record for record in story.recorded if record.mission)
+    assert told.segments[0].text == 'mission: "to the dock"\n'
+
+
 def test_the_first_seconds_only(bag: Path) -> None:
     story = tell(bag, limit_ns=3 * SECOND)
     assert story.result.end_ns - story.result.begin_ns == 3 * SECOND

@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +138,7 @@ def of_bag(dry_run: DryRun, policy: Policy, path: Path) -> Iterator[tuple[float,
             print(f'{path}: {warning}')
         readings = bag.readings()
         coming = next(readings, None)
+        missions = deque(bag.missions)
         for elapsed_ns in range(0, bag.duration_ns, policy.control_period_ns):
             bag_ns = bag.begin_ns + elapsed_ns
             while coming is not None and coming.bag_ns <= bag_ns:
@@ -146,6 +147,8 @@ def of_bag(dry_run: DryRun, policy: Policy, path: Path) -> Iterator[tuple[float,
                     bag.ros_time.at(coming.bag_ns),
                 ))
                 coming = next(readings, None)
+            while missions and missions[0][0] <= bag_ns:
+                dry_run.pilot.told(missions.popleft()[1], BEGIN_NS + elapsed_ns)
             for tick in dry_run.step(BEGIN_NS + elapsed_ns, bag.ros_time.at(bag_ns)):
                 yield elapsed_ns / SECOND, tick
 

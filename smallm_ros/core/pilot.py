@@ -211,6 +211,10 @@ class Pilot:
         self._rates[received.sensor].arrived(
             received.arrival_ns if at_ns is None else at_ns, messages)
 
+    def told(self, words: str, now_ns: int) -> bool:
+        """Hear the operator; return False where the words are dropped, or nobody listens."""
+        return self.mission is not None and self.mission.hear(words, now_ns)
+
     def look(self, now_ns: int, ros_now_ns: int) -> Observation:
         """Return what the newest messages are worth at this instant; changes nothing."""
         rates_hz = {name: hz for name, rate in self._rates.items() if (hz := rate.hz) is not None}

@@ -25,12 +25,13 @@ from rosbags.typesys import Stores, get_typestore
 from smallm_ros.core.clock import SECOND
 from smallm_ros.core.errors import BagError, DroppedError
 from smallm_ros.core.observation import Fields
-from smallm_ros.core.policy import Policy
+from smallm_ros.core.policy import MissionTopic, Policy
 from smallm_ros.ros.convert import fields_of
 from smallm_ros.ros.convert.common import stamp_ns
 
 CLOCK_TOPIC = '/clock'
 CLOCK_TYPE = 'rosgraph_msgs/msg/Clock'
+MISSION_TYPE = 'std_msgs/msg/String'
 MAX_HEADER_LAG_NS = 10 * SECOND
 """Header stamps further than this from ROS time are of another clock."""
 
@@ -82,6 +83,8 @@ class Bag:
             self._connections: list[Connection] = []
             self._sensors: dict[str, list[str]] = {}
             self._choose(policy)
+            self.missions = tuple(self._missions(policy.mission_topic))
+            """What the operator said on the policy's mission topic, as (bag time, text)."""
             self.begin_ns: int = self._reader.start_time
             self.end_ns: int = self._reader.end_time
             self.ros_time = self._ros_time()
@@ -153,6 +156,20 @@ class Bag:
             if topic not in self._sensors:
                 self._connections += found.connections
             self._sensors.setdefault(topic, []).append(name)
+
+    def _missions(self, wanted: MissionTopic | None) -> Iterator[tuple[int, str]]:
+        found = self._reader.topics.get(_absolute(wanted.topic)) if wanted else None
+        if found is None:
+            return
+        if found.msgtype != MISSION_TYPE:
+            self._warnings.append(f'{found.connections[0].topic}: {found.msgtype} is no mission, '
+                                  f'which is {MISSION_TYPE}')
+            return
+        for connection, bag_ns, raw in self._messages(found.connections):
+            try:
+                yield bag_ns, str(self._message(connection, raw).data)
+            except DroppedError as err:
+                self._warnings.append(f'{connection.topic}: {err}')
 
     def _ros_time(self) -> RosTime:
         """Believe `/clock` where the first header stamps are nearer to it than to the bag."""

@@ -9,6 +9,7 @@ gate shows what it would have allowed. Time comes from `Pace`: tests replay an h
 from __future__ import annotations
 
 import select
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -191,6 +192,7 @@ class _Replay:
         """Step pilot and gate each control period from `begin_ns` until `end_ns`."""
         readings = self._bag.readings()
         coming = next(readings, None)
+        missions = deque(self._bag.missions)
         period_ns = self._policy.control_period_ns
         next_ns = said_ns = now_ns = begin_ns
         while now_ns < end_ns:
@@ -199,6 +201,8 @@ class _Replay:
                 while coming is not None and self._due_ns(coming, begin_ns) <= now_ns:
                     self._take(coming, begin_ns)
                     coming = next(readings, None)
+                while missions and begin_ns + missions[0][0] - self._bag.begin_ns <= now_ns:
+                    self._pilot.told(missions.popleft()[1], now_ns)
                 ros_ns = self._ros_ns(self._bag.begin_ns + now_ns - begin_ns)
                 self._do(self._pilot.step(now_ns, ros_ns), now_ns)
                 self._step_gate(now_ns, ros_ns, late_ns=now_ns - next_ns)

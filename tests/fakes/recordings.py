@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -70,11 +71,13 @@ def write_bag(
     unknown_type: bool = False,
     bad_scans: int = 0,
     silent: Sequence[tuple[float, float]] = (),
+    missions: Mapping[float, str] = MappingProxyType({}),
 ) -> Path:
     """Write a rosbag2 with a scan at 5 Hz and odometry at 10 Hz in free space.
 
     `simulated` stamps headers with a clock that began at 0 and records `/clock`; the scans of the
-    stretches in `silent` (seconds) are left out; the first `bad_scans` have no beams.
+    stretches in `silent` (seconds) are left out; the first `bad_scans` have no beams. `missions`
+    are said on /mission at these seconds.
     """
     store = get_typestore(Stores.ROS2_KILTED)
     types = store.types
@@ -116,11 +119,15 @@ def write_bag(
         )
         clock = topic('/clock', 'rosgraph_msgs/msg/Clock') if simulated else None
         odd = topic('/bump', 'odd_interfaces/msg/Bump') if unknown_type else None
+        words = topic('/mission', 'std_msgs/msg/String') if missions else None
         for k in range(int(seconds * 10)):
             at_ns = BAG_BEGIN_NS + k * 100 * MS
             if clock is not None:
                 message = types['rosgraph_msgs/msg/Clock'](stamp(at_ns))
                 writer.write(clock, at_ns, store.serialize_cdr(message, clock.msgtype))
+            if words is not None and k / 10 in missions:
+                message = types['std_msgs/msg/String'](missions[k / 10])
+                writer.write(words, at_ns, store.serialize_cdr(message, words.msgtype))
             if odd is not None:
                 message = store.types['odd_interfaces/msg/Bump'](1.0)
                 writer.write(odd, at_ns, store.serialize_cdr(message, odd.msgtype))
