@@ -57,7 +57,7 @@ from smallm_ros.ros.take import (
     take_all,
     take_request,
 )
-from smallm_ros.ros.transport import RANGE, share_nothing
+from smallm_ros.ros.transport import RANGE, RECEIVE_BYTES, share_nothing
 from smallm_ros.ros.watchdog_node import WatchdogNode
 
 pytestmark = [
@@ -775,9 +775,39 @@ def test_the_watchdog_shares_no_memory_with_others_unless_told(
         assert fast_dds_segments(child.pid)
 
 
+UDP = 'UDPv4?sockets_size=4194304B'
+SOCKETS = """
+import os, socket
+from smallm_ros.ros.transport import share_nothing
+share_nothing(os.environ)
+import rclpy
+rclpy.init()
+node = rclpy.create_node('ear')
+for name in os.listdir('/proc/self/fd'):
+    try:
+        link = os.readlink(f'/proc/self/fd/{name}')
+    except OSError:
+        continue
+    if link.startswith('socket:'):
+        with socket.socket(fileno=os.dup(int(name))) as found:
+            if found.type == socket.SOCK_DGRAM and found.family == socket.AF_INET:
+                print(found.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
+"""
+
+
+@pytest.mark.parametrize('where', ['SUBNET', 'LOCALHOST'])
+def test_its_sockets_have_room_for_a_cloud(where: str) -> None:
+    most = int(Path('/proc/sys/net/core/rmem_max').read_text(encoding='ascii'))
+    said = subprocess.run([sys.executable, '-c', SOCKETS], env=os.environ | {RANGE: where},
+                          cwd=ROOT, capture_output=True, text=True, check=True)
+    rooms = [int(line) for line in said.stdout.split()]
+    assert rooms, said.stderr
+    assert max(rooms) >= min(most, RECEIVE_BYTES)
+
+
 @pytest.mark.parametrize(('given', 'added'), [
-    ({}, {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}),
-    ({'RMW_IMPLEMENTATION': 'rmw_fastrtps_dynamic_cpp'}, {'FASTDDS_BUILTIN_TRANSPORTS': 'UDPv4'}),
+    ({}, {'FASTDDS_BUILTIN_TRANSPORTS': UDP}),
+    ({'RMW_IMPLEMENTATION': 'rmw_fastrtps_dynamic_cpp'}, {'FASTDDS_BUILTIN_TRANSPORTS': UDP}),
     ({'RMW_IMPLEMENTATION': 'rmw_cyclonedds_cpp'}, {}),
     ({'FASTDDS_BUILTIN_TRANSPORTS': 'LARGE_DATA'}, {}),
     ({'FASTRTPS_DEFAULT_PROFILES_FILE': '/mine.xml', RANGE: 'LOCALHOST'}, {}),
