@@ -96,7 +96,7 @@ def test_the_registry_that_is_shipped_holds_together() -> None:
     [
         ({'sha256': 'abc'}, 'sha256: String should match'),
         ({'bytes': 0}, 'bytes: Input should be greater than 0'),
-        ({'template': 'llama-3'}, "template: Value error, 'llama-3' is not one of mistral-v7-tek"),
+        ({'template': 'alpaca'}, "template: Value error, 'alpaca' is not one of mistral-v7-tek"),
         ({'colour': 'red'}, 'colour: Extra inputs are not permitted'),
         ({'name': '../up'}, 'name: String should match'),
         ({'name': 'other'}, "name 'other' must be the name of the file"),

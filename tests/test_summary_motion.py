@@ -52,6 +52,7 @@ def test_a_velocity_in_words() -> None:
     golden('twist', {
         'none': said(plain, twist()),
         'ahead': said(plain, twist(0.24)),
+        'hardly': said(plain, twist(-0.03)),
         'back and to the left': said(plain, twist(-0.24, 0.3)),
         'sideways': said(plain, twist(y=-0.5)),
         'with a stamp': said(sensor(STAMPED), SimpleNamespace(header=header(), twist=twist(0.5))),
@@ -98,6 +99,9 @@ def test_an_inertial_unit_in_words() -> None:
         'gravity taken out': said(sensor(IMU, gravity=False), imu(felt=xyz())),
         'gravity taken out, shock': said(sensor(IMU, gravity=False), imu(felt=xyz(6.0))),
         'turning': said(plain, imu(turn=0.4)),
+        'zeros for what is not measured': said(
+            plain, imu(SimpleNamespace(x=0, y=0, z=0, w=0), xyz())),
+        'no gyroscope': said(plain, imu(lacks='ang')),
         'a gyroscope alone': said(plain, imu(turn=-0.4, lacks='ori lin')),
     })
 
@@ -110,7 +114,7 @@ def test_mount_and_tilt_are_of_the_same_axes() -> None:
 
 @pytest.mark.parametrize(('msg', 'why'), [
     (imu(lacks='ori ang lin'), 'nothing is measured'),
-    (imu(SimpleNamespace(x=0, y=0, z=0, w=0)), 'no rotation'),
+    (imu(SimpleNamespace(x=0.1, y=0, z=0, w=0)), 'no rotation'),
     (imu(felt=xyz(NAN)), 'linear_acceleration.x is nan'), (imu(turn=INF), 'angular_velocity.z'),
 ])
 def test_an_inertial_unit_that_says_nothing_is_dropped(msg: Any, why: str) -> None:

@@ -65,7 +65,9 @@ class ImuSensor(SensorBase):
         rest = G_M_S2 if self.gravity else 0.0
         if abs(fields.acceleration_m_s2 - rest) > self.shock_m_s2:  # NaN is not
             said.append(Phrase('shock'))
-        if abs(fields.turn_rad_s) >= STANDING_RAD_S:
+        if math.isnan(fields.turn_rad_s):
+            said.append(Phrase('turning unknown', 1))
+        elif abs(fields.turn_rad_s) >= STANDING_RAD_S:
             said.append(Phrase(f'turning {"left" if fields.turn_rad_s > 0 else "right"}', 1))
         return tuple(said)
 

@@ -51,9 +51,15 @@ def motion(x_m_s: float, turn_rad_s: float, y_m_s: float = 0.0) -> str:
     """Return `standing`, `ahead 0.2`, `back 0.1 turning left`: metres a second to one decimal."""
     words = []
     if abs(x_m_s) >= STANDING_M_S:
-        words.append(f'{"ahead" if x_m_s > 0 else "back"} {abs(x_m_s):.1f}')
+        words.append(f'{"ahead" if x_m_s > 0 else "back"} {_speed(x_m_s)}')
     if abs(y_m_s) >= STANDING_M_S:
-        words.append(f'{"left" if y_m_s > 0 else "right"} {abs(y_m_s):.1f}')
+        words.append(f'{"left" if y_m_s > 0 else "right"} {_speed(y_m_s)}')
     if abs(turn_rad_s) >= STANDING_RAD_S:
         words.append(f'turning {"left" if turn_rad_s > 0 else "right"}')
     return ' '.join(words) or 'standing'
+
+
+def _speed(m_s: float) -> str:
+    """Return `0.2`; of what rounds to nothing and yet is no standing, `slowly`."""
+    text = f'{abs(m_s):.1f}'
+    return 'slowly' if text == '0.0' else text

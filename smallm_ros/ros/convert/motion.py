@@ -92,8 +92,9 @@ def twist(msg: Any, sensor: object) -> Twist:
 def imu(msg: Any, sensor: ImuSensor) -> Imu:
     """Turn a sensor_msgs/Imu into what it tells of the base.
 
-    Of what its covariance marks as not measured (-1) nothing is read. Raises DroppedError for a
-    number that is not finite, an orientation that is no rotation, and where nothing is measured.
+    Of what its covariance marks as not measured (-1) nothing is read, nor of an orientation or
+    acceleration of zeros alone: so a careless driver leaves them. Raises DroppedError for a number
+    that is not finite, an orientation that is no rotation, and where nothing is measured.
     """
     turned = rotation(sensor.mount_roll_deg, sensor.mount_pitch_deg, sensor.mount_yaw_deg)
     up: tuple[float, float, float] | None = None
@@ -102,10 +103,10 @@ def imu(msg: Any, sensor: ImuSensor) -> Imu:
         'orientation', 'angular_velocity', 'linear_acceleration')]
     if not any(measured):
         raise DroppedError('Imu: all covariances are -1: nothing is measured')
-    if measured[0]:
-        up = _base(turned, _up('Imu', msg.orientation))
-    if measured[2]:
-        felt = _axes('Imu: linear_acceleration', msg.linear_acceleration)
+    q = msg.orientation
+    if measured[0] and any((q.x, q.y, q.z, q.w)):
+        up = _base(turned, _up('Imu', q))
+    if measured[2] and any(felt := _axes('Imu: linear_acceleration', msg.linear_acceleration)):
         acceleration = math.hypot(*felt)
         still = abs(acceleration - G_M_S2) <= STILL * G_M_S2
         if up is None and sensor.gravity and still:
