@@ -118,7 +118,7 @@ BROKEN = [
      "examples.0: 'forward' is no complete answer"),
     ('fallback:\n', 'examples: [{observation: x, answer: fly slow}]\nfallback:\n', 'fallback:',
      "examples.0: 'fly slow' is no complete answer"),
-    ('sensor_msgs/msg/LaserScan', 'sensor_msgs/msg/MultiEchoLaserScan', '  scan:', 'MultiEchoLaserScan'),
+    ('sensor_msgs/msg/LaserScan', 'sensor_msgs/msg/JoyFeedback', '  scan:', 'JoyFeedback'),
     ('    rate_hz: 10', '    rate_hz: 0', 'rate_hz: 10', 'sensors.scan.rate_hz: Input should be'),
     ('    rate_hz: 10', '    rate_hz: .nan', 'rate_hz: 10', 'sensors.scan.rate_hz'),
     ('    rate_hz: 10', '    rate_hz: .inf', 'rate_hz: 10', 'sensors.scan.rate_hz'),
