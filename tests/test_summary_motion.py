@@ -25,6 +25,7 @@ PLACE, PATH = 'geometry_msgs/msg/PoseWithCovarianceStamped', 'nav_msgs/msg/Path'
 FIX = 'sensor_msgs/msg/NavSatFix'
 NAN, INF = math.nan, math.inf
 G = 9.80665
+SLOW = [{'word': 'slow', 'below': 0.3}]
 
 
 def xyz(x: float = 0.0, y: float = 0.0, z: float = 0.0) -> SimpleNamespace:
@@ -55,6 +56,7 @@ def test_a_velocity_in_words() -> None:
         'hardly': said(plain, twist(-0.03)),
         'back and to the left': said(plain, twist(-0.24, 0.3)),
         'sideways': said(plain, twist(y=-0.5)),
+        'words': said(sensor(TWIST, bins=SLOW), twist(0.2, y=-0.5)),
         'with a stamp': said(sensor(STAMPED), SimpleNamespace(header=header(), twist=twist(0.5))),
     })
 
@@ -63,6 +65,12 @@ def test_a_velocity_in_words() -> None:
 def test_a_velocity_that_no_base_has_is_dropped(bad: Any) -> None:
     with pytest.raises(DroppedError, match='Twist: .* (must be finite|at most 1000)'):
         fields_of(sensor(TWIST), bad)
+
+
+def test_odometrys_speed_has_words_too() -> None:
+    declared = sensor('nav_msgs/msg/Odometry', bins=SLOW)
+    assert [declared.text(Odometry(0, 'odom', 0, 0, 0, speed, 0), Scene())
+            for speed in (0.0, 0.2, -0.4)] == ['standing', 'ahead slow', 'back fast']
 
 
 # --- inertial units ------------------------------------------------------------------------------
@@ -99,6 +107,8 @@ def test_an_inertial_unit_in_words() -> None:
         'gravity taken out': said(sensor(IMU, gravity=False), imu(felt=xyz())),
         'gravity taken out, shock': said(sensor(IMU, gravity=False), imu(felt=xyz(6.0))),
         'turning': said(plain, imu(turn=0.4)),
+        'words': said(sensor(IMU, bins=[{'word': 'little', 'below': 15}]),
+                      imu(turned(roll=-20, pitch=-10))),
         'zeros for what is not measured': said(
             plain, imu(SimpleNamespace(x=0, y=0, z=0, w=0), xyz())),
         'no gyroscope': said(plain, imu(lacks='ang')),

@@ -15,8 +15,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from smallm_ros.core.sensor import Phrase, Positive, Scene, SensorBase
+from smallm_ros.core.sensor import Phrase, Positive, Scene, SensorBase, Word
 from smallm_ros.core.summary.odometry import STANDING_RAD_S
+from smallm_ros.core.summary.words import Levels, worded
 
 G_M_S2 = 9.80665
 STILL = 0.1
@@ -53,6 +54,9 @@ class ImuSensor(SensorBase):
     """A base that leans less is level."""
     step_deg: Annotated[int, Field(ge=1, le=45)] = 5
     """What a tilt is rounded to: a number that trembles is read anew each time."""
+    bins: Levels = ()
+    """Words for the tilt, `below` in degrees, from `level_deg` on: `nose up steep`."""
+    top_word: Word = 'steep'
     gravity: bool = True
     """Whether the acceleration has gravity in it, as the message defines; some drivers take it
     out."""
@@ -92,5 +96,6 @@ class ImuSensor(SensorBase):
         ):
             steps = round(abs(degrees) / self.step_deg) * self.step_deg
             if abs(degrees) >= self.level_deg and steps:
-                said.append(f'{words[degrees < 0]} {steps} deg')
+                size = worded(abs(degrees), self.bins, self.top_word, 0, '')
+                said.append(f'{words[degrees < 0]} {size if self.bins else f"{steps} deg"}')
         return said or ['level']

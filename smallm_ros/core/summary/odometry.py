@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from smallm_ros.core.sensor import Phrase, Scene, SensorBase
+from smallm_ros.core.sensor import Phrase, Scene, SensorBase, Word
+from smallm_ros.core.summary.words import Level, Levels, worded
 
 STANDING_M_S = 0.02
 STANDING_RAD_S = 0.05
@@ -31,10 +32,14 @@ class OdometrySensor(SensorBase):
     """Wheel odometry, summarised as forward and turning speed."""
 
     type: Literal['nav_msgs/msg/Odometry']
+    bins: Levels = ()
+    """Words for the speed, `below` in metres a second: `ahead slow`."""
+    top_word: Word = 'fast'
 
     def say(self, fields: Odometry, scene: Scene) -> tuple[Phrase, ...]:
-        """Return one phrase: see `text`."""
-        return (Phrase(text(fields)),)
+        """Return one phrase: see `motion`."""
+        return (Phrase(motion(fields.linear_x_m_s, fields.angular_z_rad_s,
+                              bins=self.bins, top_word=self.top_word)),)
 
     def draw(self, random: np.random.Generator) -> Odometry:
         """Return one that stands at the origin of its frame and is on its way."""
@@ -47,19 +52,23 @@ def text(moved: Odometry) -> str:
     return motion(moved.linear_x_m_s, moved.angular_z_rad_s)
 
 
-def motion(x_m_s: float, turn_rad_s: float, y_m_s: float = 0.0) -> str:
-    """Return `standing`, `ahead 0.2`, `back 0.1 turning left`: metres a second to one decimal."""
+def motion(
+    x_m_s: float, turn_rad_s: float, y_m_s: float = 0.0, *, bins: tuple[Level, ...] = (),
+    top_word: str = '',
+) -> str:
+    """Return `standing`, `ahead 0.2`, `back 0.1 turning left`: metres a second to one decimal.
+
+    With `bins` the speed is the word of its bin.
+    """
+    def speed(m_s: float) -> str:
+        text = worded(abs(m_s), bins, top_word, 1, '')
+        return 'slowly' if text == '0.0' else text  # what rounds to nothing and does not stand
+
     words = []
     if abs(x_m_s) >= STANDING_M_S:
-        words.append(f'{"ahead" if x_m_s > 0 else "back"} {_speed(x_m_s)}')
+        words.append(f'{"ahead" if x_m_s > 0 else "back"} {speed(x_m_s)}')
     if abs(y_m_s) >= STANDING_M_S:
-        words.append(f'{"left" if y_m_s > 0 else "right"} {_speed(y_m_s)}')
+        words.append(f'{"left" if y_m_s > 0 else "right"} {speed(y_m_s)}')
     if abs(turn_rad_s) >= STANDING_RAD_S:
         words.append(f'turning {"left" if turn_rad_s > 0 else "right"}')
     return ' '.join(words) or 'standing'
-
-
-def _speed(m_s: float) -> str:
-    """Return `0.2`; of what rounds to nothing and yet is no standing, `slowly`."""
-    text = f'{abs(m_s):.1f}'
-    return 'slowly' if text == '0.0' else text

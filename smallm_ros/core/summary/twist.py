@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from smallm_ros.core.sensor import Phrase, Scene, SensorBase
+from smallm_ros.core.sensor import Phrase, Scene, SensorBase, Word
 from smallm_ros.core.summary.odometry import motion
+from smallm_ros.core.summary.words import Levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,15 @@ class TwistSensor(SensorBase):
     """A velocity, summarised as odometry's is; a base that can go sideways says so."""
 
     type: Literal['geometry_msgs/msg/Twist', 'geometry_msgs/msg/TwistStamped']
+    bins: Levels = ()
+    """Words for the speed, `below` in metres a second: `ahead slow`."""
+    top_word: Word = 'fast'
 
     def say(self, fields: Twist, scene: Scene) -> tuple[Phrase, ...]:
         """Return `standing`, `ahead 0.2`, `left 0.1 turning right`."""
         return (Phrase(motion(
-            fields.linear_x_m_s, fields.angular_z_rad_s, fields.linear_y_m_s)),)
+            fields.linear_x_m_s, fields.angular_z_rad_s, fields.linear_y_m_s,
+            bins=self.bins, top_word=self.top_word)),)
 
     def draw(self, random: np.random.Generator) -> Twist:
         """Return one that goes ahead, or turns, or both."""
