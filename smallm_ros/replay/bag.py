@@ -221,7 +221,7 @@ class Bag:
                 value_ns = stamp_ns(stamp(self._message(connection, raw)))
             except (DroppedError, AttributeError):
                 continue
-            if not bag or bag_ns > bag[-1]:
+            if value_ns >= 0 and (not bag or bag_ns > bag[-1]):
                 bag.append(bag_ns)
                 clock.append(value_ns)
         return RosTime(source, bag, clock) if bag else None

@@ -7,6 +7,7 @@ flood costs it no more than that one.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -204,10 +205,10 @@ class RosTime:
         """Take the newest /clock; return ROS time in nanoseconds, None before the first."""
         message = None if self._clock is None else take(self._clock)
         if message is not None:
-            try:
-                self._ns = max(0, stamp_ns(message.clock))
-            except DroppedError:
-                pass  # the time before stands until a clock that is one
+            with contextlib.suppress(DroppedError):
+                # The time before stands until a clock that is one.
+                if (now_ns := stamp_ns(message.clock)) >= 0:
+                    self._ns = now_ns
         return self.known_ns()
 
     def known_ns(self) -> int | None:
