@@ -98,8 +98,10 @@ class Graph:
         if output is not None:
             there = sorted(
                 _whose(each) for each in node.get_publishers_info_by_topic(output.topic))
-            if self._own in there:
-                there.remove(self._own)
+            # A publisher is discovered before its node's name is: our own may have none yet.
+            ours = next((name for name in (self._own, _UNNAMED) if name in there), None)
+            if ours is not None:
+                there.remove(ours)
             self.others = tuple(there)
             wrong = [f'{output.topic} is published by {other} too' for other in there]
         for mouth in (*(() if output is None else (output,)), *self._shared):
@@ -111,6 +113,10 @@ class Graph:
         if self._simulated and (clocks := node.count_publishers('/clock')) > 1:
             wrong.append(f'{clocks} publishers on /clock: ROS time will jump between them')
         self.wrong = tuple(wrong)
+
+
+_UNNAMED = '_NODE_NAMESPACE_UNKNOWN_/_NODE_NAME_UNKNOWN_'
+"""What rmw_dds_common calls a node whose name has not arrived."""
 
 
 def _whose(endpoint: TopicEndpointInfo) -> str:
