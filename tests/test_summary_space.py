@@ -75,14 +75,16 @@ def test_a_scan_as_the_message_defines_it() -> None:
 
 
 @pytest.mark.parametrize(('beams', 'gaps'), [
-    (around(0.5, at_m20=4.0, to_20=4.0), 'gap ahead'),
-    (around(0.5, at_m20=INF, to_20=INF), 'gap ahead'),
-    (around(0.5, at_m20=NAN, to_20=NAN), 'no gap'),  # what nobody sees is no way
+    (around(0.5, at_m40=4.0, to_40=4.0), 'gap ahead'),
+    (around(0.5, at_m40=INF, to_40=INF), 'gap ahead'),
+    (around(0.5, at_m40=NAN, to_40=NAN), 'no gap'),  # what nobody sees is no way
+    (around(0.5, at_m20=4.0, to_20=4.0), 'no gap'),  # 0.34 m between posts, however deep behind
     (around(0.5, at_m5=4.0, to_5=4.0), 'no gap'),  # 2 sin 5 deg = 0.35 m
-    (around(0.5, at_50=4.0, to_80=4.0), 'gap 60 deg left'),
-    (around(0.5, at_m80=4.0, to_m50=4.0), 'gap 70 deg right'),
-    (around(4.0, at_m160=0.5, to_160=0.5), 'gap behind'),  # across the scan's seam
+    (around(0.5, at_25=4.0, to_105=4.0), 'gap 60 deg left'),
+    (around(0.5, at_m105=4.0, to_m25=4.0), 'gap 70 deg right'),
+    (around(4.0, at_m140=0.5, to_140=0.5), 'gap behind'),  # across the scan's seam
     (around(0.5), 'no gap'),
+    (around(NAN), 'gap unknown'),
 ])
 def test_a_gap_is_wide_enough_or_none(beams: Any, gaps: str) -> None:
     asked = sensor(SCAN, gaps={'width_m': 0.6, 'beyond_m': 2.0}, sectors=[
@@ -90,16 +92,37 @@ def test_a_gap_is_wide_enough_or_none(beams: Any, gaps: str) -> None:
     assert said(asked, scan(beams)).split(', ', 1)[1] == gaps
 
 
+def test_free_all_around_is_a_gap_ahead_wherever_the_driver_begins() -> None:
+    asked = sensor(SCAN, gaps={'width_m': 0.6, 'beyond_m': 2.0}, mount_yaw_deg=90.0)
+    for begin in (-math.pi, 0.0, 1.0):
+        assert said(asked, scan(around(INF), angle_min=begin)).endswith(', gap ahead')
+
+
+def test_a_gap_in_a_scan_of_two_turns_is_one_and_free_in_both() -> None:
+    asked = sensor(SCAN, gaps={'width_m': 0.6, 'beyond_m': 2.0})
+    door, shut = around(0.5, at_25=4.0, to_105=4.0), around(0.5)
+    step = math.pi / 180
+    both = said(asked, scan(np.concatenate([door, door]), angle_increment=step))
+    assert both.count('gap') == 1 and both.endswith(', gap 60 deg left')
+    closed = said(asked, scan(np.concatenate([door, shut]), angle_increment=step))
+    assert closed.endswith(', no gap')
+
+
+def test_beyond_its_range_a_laser_knows_of_no_gap() -> None:
+    asked = sensor(SCAN, gaps={'width_m': 0.6, 'beyond_m': 2.0}, open_beyond_m=2.0)
+    assert said(asked, scan(around(INF), range_max=1.5)).endswith(', no gap, open 0%')
+
+
 def test_the_widest_gaps_are_said_first_and_no_more_than_asked_for() -> None:
     beams = around(0.5, at_m100=4.0, to_m60=4.0)
     beams[200:220], beams[260:330] = 4.0, 4.0
-    asked = sensor(SCAN, gaps={'width_m': 0.3, 'beyond_m': 2.0, 'most': 2}, sectors=[
+    asked = sensor(SCAN, gaps={'width_m': 0.15, 'beyond_m': 2.0, 'most': 2}, sectors=[
         {'name': 'ahead', 'from_deg': -20, 'to_deg': 20}])
     assert said(asked, scan(beams)).split(', ')[1:] == ['gap 110 deg left', 'gap 80 deg right']
 
 
 @pytest.mark.parametrize(('beams', 'words'), [
-    (around(INF), 'open 100%'), (around(0.5), 'open 0%'), (around(NAN), 'open 0%'),
+    (around(INF), 'open 100%'), (around(0.5), 'open 0%'), (around(NAN), 'open unknown'),
     (around(0.5, at_m180=4.0, to_0=4.0), 'open 50%'),
 ])
 def test_how_open_it_is(beams: Any, words: str) -> None:
@@ -276,6 +299,12 @@ def test_a_map_in_words() -> None:
     })
 
 
+def test_where_the_map_ends_is_not_free() -> None:
+    edge = Place(0, 'map', 19.7, 10.0, 0.0, 0.0)
+    assert said(sensor(GRID), grid(np.zeros((200, 200))), place=edge) == (
+        'left far, ahead-left unknown, ahead unknown, ahead-right unknown, right far')
+
+
 def test_a_map_is_not_copied() -> None:
     msg = grid(wall(130))
     fields = fields_of(sensor(GRID), msg)
@@ -293,7 +322,7 @@ def test_a_map_as_a_list_or_of_a_bag_reader_is_the_same() -> None:
 @pytest.mark.parametrize(('changes', 'why'), [
     ({'data': array.array('b', b'123')}, '3 cells are no 200 x 200'),
     ({'cell_m': 0.0}, 'resolution 0 m'), ({'cell_m': NAN}, 'resolution is nan'),
-    ({'x': INF}, 'origin.x is inf'),
+    ({'x': INF}, 'origin.x is inf'), ({'cell_m': 0.001}, 'declare 0.5 or less'),
 ])
 def test_a_map_that_does_not_fit_is_dropped(changes: Any, why: str) -> None:
     with pytest.raises(DroppedError, match=why):

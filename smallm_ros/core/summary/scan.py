@@ -147,8 +147,7 @@ class ScanSensor(SensorBase):
         if self.gaps is not None:
             said += [Phrase(text, 1) for text in _gaps(self, self.gaps, fields)]
         if self.open_beyond_m is not None:
-            share = _open(fields, self.open_beyond_m).mean()
-            said.append(Phrase(f'open {10 * round(10 * float(share))}%', 2))
+            said.append(Phrase(f'open {_openness(fields, self.open_beyond_m)}', 2))
         return tuple(said)
 
     def draw(self, random: np.random.Generator) -> Scan:
@@ -209,18 +208,29 @@ def _degrees(sensor: ScanSensor, scan: Scan) -> FloatArray:
 
 
 def _open(scan: Scan, beyond_m: float) -> BoolArray:
-    """Return at which beams it is free to a distance; unknown is not."""
+    """Return at which beams it is free to a distance; unknown is not, nor what is out of range."""
     usable, free = classify(scan)
-    return free | (usable & (scan.ranges_m > beyond_m))
+    return (free & (scan.range_max_m >= beyond_m)) | (usable & (scan.ranges_m > beyond_m))
+
+
+def _openness(scan: Scan, beyond_m: float) -> str:
+    usable, free = classify(scan)
+    if not (usable | free).any():
+        return 'unknown'
+    return f'{10 * round(10 * float(_open(scan, beyond_m).mean()))}%'
 
 
 def _gaps(sensor: ScanSensor, wanted: Gaps, scan: Scan) -> list[str]:
     """Return the widest gaps in words: `gap ahead`, `gap 40 deg left`, or `no gap`.
 
-    A gap is a stretch of neighbouring beams that are all free to `beyond_m`; its width is taken
-    there, straight across.
+    A gap is a stretch of neighbouring beams that are all free to `beyond_m` and as wide there;
+    and on the way there along its middle nothing stands within the robot's width.
     """
-    way = _open(scan, wanted.beyond_m)
+    usable, free = classify(scan)
+    if not (usable | free).any():
+        return ['gap unknown']
+    way = _once_around(_open(scan, wanted.beyond_m), abs(scan.angle_increment_rad))
+    at_rad, hits_m = bearings(scan)[usable], scan.ranges_m[usable]
     edges = np.flatnonzero(np.diff(np.concatenate([[0], way.astype(np.int8), [0]])))
     step = abs(scan.angle_increment_rad)
     stretches = [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
@@ -232,12 +242,27 @@ def _gaps(sensor: ScanSensor, wanted: Gaps, scan: Scan) -> list[str]:
     for begin, end in stretches:
         spread = min(step * (end - begin), math.pi)
         across_m = 2 * wanted.beyond_m * math.sin(spread / 2)
-        if across_m >= wanted.width_m:
-            middle = scan.angle_min_rad + scan.angle_increment_rad * (begin + end - 1) / 2
+        middle = scan.angle_min_rad + scan.angle_increment_rad * (begin + end - 1) / 2
+        if around and end - begin == way.size:  # free all around: no bearing is its middle
+            middle = -math.radians(sensor.mount_yaw_deg)
+        along_m, aside_m = hits_m * np.cos(at_rad - middle), hits_m * np.sin(at_rad - middle)
+        blocked = (
+            (along_m > 0) & (along_m < wanted.beyond_m) & (np.abs(aside_m) < wanted.width_m / 2))
+        if across_m >= wanted.width_m and not blocked.any():
             degrees = math.degrees(middle) + sensor.mount_yaw_deg
             found.append((step * (end - begin), math.remainder(degrees, 360)))
     found.sort(key=lambda gap: (-gap[0], abs(gap[1]), gap[1]))
     return [_gap(degrees) for _, degrees in found[:wanted.most]] or ['no gap']
+
+
+def _once_around(way: BoolArray, step_rad: float) -> BoolArray:
+    """Return one turn of a scan that goes on over it: free where it is in every turn."""
+    if step_rad * way.size <= 2 * math.pi:
+        return way
+    turn = round(2 * math.pi / step_rad)
+    rest = np.ones(-way.size % turn, np.bool_)
+    out: BoolArray = np.concatenate([way, rest]).reshape(-1, turn).all(axis=0)
+    return out
 
 
 def _gap(degrees: float) -> str:

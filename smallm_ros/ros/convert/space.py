@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from smallm_ros.core.errors import DroppedError
 from smallm_ros.core.summary.cloud import Cloud, CloudSensor, reduced
-from smallm_ros.core.summary.grid import MAX_CELLS, Grid
+from smallm_ros.core.summary.grid import MAX_CELLS, MAX_REACH, Grid, GridSensor
 from smallm_ros.core.summary.proximity import Range
 from smallm_ros.core.summary.scan import Scan
 from smallm_ros.ros.convert.common import Converter, finite, frame, stamp_ns, yaw
@@ -117,11 +117,11 @@ def ranger(msg: Any, sensor: object) -> Range:
     return Range(stamp_ns(msg.header.stamp), least, most, float(msg.range))
 
 
-def grid(msg: Any, sensor: object) -> Grid:
+def grid(msg: Any, sensor: GridSensor) -> Grid:
     """Turn a nav_msgs/OccupancyGrid into its fields; the cells are looked at where they lie.
 
-    Raises DroppedError for sizes that do not fit the data, more than MAX_CELLS, and a resolution
-    or origin that is none.
+    Raises DroppedError for sizes that do not fit the data, more than MAX_CELLS, or MAX_REACH to
+    `within_m`, and a resolution or origin that is none.
     """
     info = msg.info
     width, height = operator.index(info.width), operator.index(info.height)
@@ -131,6 +131,9 @@ def grid(msg: Any, sensor: object) -> Grid:
     cell_m = finite('OccupancyGrid: resolution', info.resolution)
     if not 1e-3 <= cell_m <= MAX_CELL_M:
         raise DroppedError(f'OccupancyGrid: resolution {cell_m:g} m')
+    if sensor.within_m > MAX_REACH * cell_m:
+        raise DroppedError(f'OccupancyGrid: cells of {cell_m:g} m, at most {MAX_REACH} to '
+                           f'within_m {sensor.within_m:g}: declare {MAX_REACH * cell_m:g} or less')
     origin = info.origin
     cells = _cells(msg.data).reshape(height, width)
     cells.flags.writeable = False
