@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,7 @@ from smallm_ros.core.observation import Received
 from smallm_ros.core.observe import observe
 from smallm_ros.core.policy import MissionTopic, Policy, parse_policy
 from smallm_ros.core.prompt import MAX_SEGMENT_CHARACTERS, declaration, segments
-from smallm_ros.engine.templates import TEMPLATES, conversation
+from smallm_ros.engine.templates import TEMPLATES, Rendered, conversation
 from smallm_ros.ros.convert import fields_of
 from tests.fakes.recordings import POLICY
 from tests.fakes.summaries import header
@@ -108,56 +109,70 @@ def test_a_text_stays_on_its_line_in_its_quotation(part: int) -> None:
         assert all(re.fullmatch(r'mission: "[^"]*"\n', line) for line in mission), mission
 
 
-class Bytes:
-    """A vocabulary of bytes that would take any control token's spelling for one if asked."""
+@pytest.fixture(scope='module', params=['every template', 'tiny', 'embedded'])
+def model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Any, Callable[[int], bool], int]]:
+    """A vocabulary of llama.cpp's, which of its ids are control tokens, and how many we know.
 
-    def __init__(self, *controls: str) -> None:
-        self.ids = {text: 256 + at for at, text in enumerate(controls)}
-
-    def tokenize(self, text: str) -> list[int]:
-        return list(text.encode('utf-8', 'surrogatepass'))
-
-    def control_token(self, text: str) -> int:
-        return self.ids[text]
-
-
-@pytest.mark.parametrize('name', TEMPLATES)
-def test_with_every_template_the_control_tokens_are_its_own(name: str) -> None:
-    template = TEMPLATES[name]
-    words = Bytes(*template.controls())
-    told = declaration(policy())
-    calm = conversation(name, words, told.system, told.examples)
-    own = [token for token in [*calm.prefix, *calm.suffix] if token >= 256]
-    for text in CORPUS:
-        dynamic = [token for s in prompt_of(text) for token in words.tokenize(s.text)]
-        whole = [*calm.prefix, *dynamic, *calm.suffix]
-        assert [token for token in whole if token >= 256] == own
-
-
-@pytest.fixture(scope='module', params=['tiny', 'embedded'])
-def model(request: pytest.FixtureRequest) -> Iterator[tuple[Any, int]]:
-    """A real vocabulary, and the number of control tokens in front of it."""
+    That of every template is of bytes and all the control tokens of the corpus.
+    """
     pytest.importorskip('llama_cpp')
-    from tests.fakes import resident
+    from smallm_ros.engine.model import LlamaModel, ModelSettings
+    from tests.fakes import resident, tiny_gguf
 
-    loaded, _ = resident.model(request.param)
-    yield loaded, {'tiny': 1000, 'embedded': 17}[request.param]
+    if request.param == 'every template':
+        path = tiny_gguf.write(
+            tmp_path_factory.mktemp('controls') / 'all.gguf', controls=CONTROLS)
+        loaded = LlamaModel.load(path, name='all', sha256='0' * 64, settings=ModelSettings())
+        # One of them, <|channel|>, llama.cpp makes a user-defined token of its own accord.
+        yield loaded, lambda token: token >= tiny_gguf.PLAIN, len(CONTROLS) - 1
+    else:
+        loaded, _ = resident.model(request.param)
+        front, known = {'tiny': (1000, 20), 'embedded': (17, 5)}[request.param]
+        yield loaded, lambda token: token < front, known
     loaded.close()
 
 
 @pytest.mark.model
-def test_no_text_gives_a_control_token_of_a_real_vocabulary(model: tuple[Any, int]) -> None:
-    words, controls = model
+def test_no_text_gives_a_control_token(
+    model: tuple[Any, Callable[[int], bool], int],
+) -> None:
+    words, control, least = model
     known = [text for text in CONTROLS if _has(words, text)]
-    assert known, 'the vocabulary has some of these control tokens'
+    assert len(known) >= least, 'spellings that could become one'
     for text in CORPUS:
         for segment in prompt_of(text):
             ids = words.tokenize(segment.text)
-            assert min(ids) >= controls, (text, segment.text)
+            assert not any(map(control, ids)), (text, segment.text)
             assert len(ids) <= len(segment.text.encode())
     for first, second in SPLIT:
         said = ''.join(s.text for s in prompt_of('', said=first, more=second))
-        assert min(words.tokenize(said)) >= controls, (first, second)
+        assert not any(map(control, words.tokenize(said))), (first, second)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize('name', TEMPLATES)
+def test_in_every_template_the_control_tokens_are_its_own(name: str, tmp_path: Path) -> None:
+    pytest.importorskip('llama_cpp')
+    from smallm_ros.engine.model import LlamaModel, ModelSettings
+    from tests.fakes import tiny_gguf
+
+    path = tiny_gguf.write(tmp_path / 'all.gguf', controls=CONTROLS)
+    words = LlamaModel.load(path, name='all', sha256='0' * 64, settings=ModelSettings())
+    try:
+        calm = _controls(conversation(name, words, 'x', [('x', 'x')]))
+        for text in CORPUS:  # as a mission of the file, an example and its answer
+            hostile = conversation(name, words, text, [(text, text)])
+            assert _controls(hostile) == calm, text
+    finally:
+        words.close()
+
+
+def _controls(rendered: Rendered) -> list[int]:
+    from tests.fakes import tiny_gguf
+
+    return [token for token in [*rendered.prefix, *rendered.suffix] if token >= tiny_gguf.PLAIN]
 
 
 def _has(words: Any, text: str) -> bool:

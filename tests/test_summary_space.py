@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import math
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,6 +65,8 @@ def test_a_scan_as_the_message_defines_it() -> None:
         'below range_min is no hit': said(plain, scan(around(3.0, at_0=0.05))),
         'below range_min alone is unknown': said(plain, scan(around(0.05))),
         'beyond range_max is free': said(plain, scan(around(12.0))),
+        'free as far as it sees, which is not far': said(plain, scan(around(INF), range_max=3.5)),
+        'of words the last one begins nearer': said(bins, scan(around(INF), range_max=3.5)),
         'negative infinity is unknown': said(plain, scan(around(-INF))),
         'half of it unknown': said(plain, scan(half)),
         'clockwise': said(plain, scan(
@@ -174,6 +177,11 @@ def test_a_cloud_in_words() -> None:
         'a point within the body': said(sensor(CLOUD, beyond_m=0.3), cloud([(0.2, 0, 0.5)])),
         'not finite': said(plain, cloud([(NAN, 0, 0.5), (INF, 0, 0.5), (0, -INF, 0.5)])),
         'none': said(plain, cloud([])),
+        'none, and no fields': said(plain, cloud([], fields=[])),
+        'zeros for what did not come back': said(
+            sensor(CLOUD, mount_z_m=0.5), cloud([(0, 0, 0), (0, 0, 0)])),
+        'doubles beyond any float': said(
+            plain, cloud([(1e300, 0, 0.5)], kind='<f8', offsets=(0, 8, 16), step=24)),
         'the lidar looks down, at the floor': said(tilted, cloud([(2.0, 0, 0)])),
         'the lidar looks down, at a wall': said(tilted, cloud([(1.0, 0, 0)])),
         'a camera: z is ahead': said(optical, cloud([(0.0, 0.0, 1.5), (-2.0, 0.0, 0.0)])),
@@ -200,8 +208,12 @@ def test_a_bag_readers_cloud_is_the_same() -> None:
     ({'width': 10**6, 'height': 10}, f'at most {MAX_POINTS}'), ({'width': -1}, 'points'),
     ({'point_step': 8}, 'no float within 8 bytes'), ({'row_step': 15}, 'bytes in rows of 15'),
     ({'data': array.array('B', b'1234')}, '4 bytes in rows of'), ({'fields': []}, 'no x, y and z'),
+    ({'fields': [SimpleNamespace(name='x', offset=0, datatype=7, count=1)] * 2}, 'stands twice'),
+    ({'fields': [SimpleNamespace(name='x', offset=0, datatype=7, count=3)]}, '3 at 0, is no'),
+    ({'fields': [SimpleNamespace(name='\x1b\u202e', offset=0, datatype=7, count=1)]},
+     re.escape(r"'\x1b\u202e'")),
     ({'fields': [SimpleNamespace(name=n, offset=0, datatype=2, count=1) for n in 'xyz']},
-     'x of datatype 2 at 0 is no float'),
+     'x of datatype 2, 1 at 0, is no float'),
     ({'fields': [SimpleNamespace(name='q', offset=0, datatype=7, count=1)] * 65}, 'at most 64'),
 ])
 def test_a_cloud_that_does_not_fit_its_data_is_dropped(changes: Any, why: str) -> None:
@@ -233,6 +245,12 @@ def test_a_ranger_in_words() -> None:
         'nothing within range': said(plain, ranger(INF)),
         'too near to measure': said(plain, ranger(-INF)),
         'error': said(plain, ranger(NAN)),
+        'nothing, and it sees not far': said(plain, ranger(INF, max_range=0.35)),
+        'nothing, and that is far in words': said(
+            sensor(RANGE, bins=BINS), ranger(INF, max_range=1.5)),
+        'limits unset': said(plain, ranger(0.4, min_range=0.0, max_range=0.0)),
+        'limits unset, nothing': said(plain, ranger(INF, min_range=0.0, max_range=0.0)),
+        'limits unset, too near': said(plain, ranger(-INF, min_range=0.0, max_range=0.0)),
         'outside its limits': said(plain, ranger(0.1)),
         'a switch, something': said(plain, ranger(-INF, **fixed)),
         'a switch, nothing': said(plain, ranger(INF, **fixed)),

@@ -33,6 +33,7 @@ from smallm_ros.core.tree import Tree
 from smallm_ros.engine import registry
 from smallm_ros.engine.gguf import check_head, open_regular
 from smallm_ros.engine.history import History
+from smallm_ros.engine.markers import Markers
 from smallm_ros.engine.options import DEFAULT_MODEL
 from smallm_ros.engine.templates import conversation, fitting
 
@@ -247,7 +248,8 @@ class _FileWords:
 
     def __init__(self, path: Path) -> None:
         check_head(path)
-        importlib.import_module('smallm_ros.engine.model')  # says what to install, where it is not
+        # Imported so late because it says what to install, where it is not.
+        engine = importlib.import_module('smallm_ros.engine.model')
         from llama_cpp import llama_cpp as llama
 
         self._llama, self._path = llama, path
@@ -262,10 +264,11 @@ class _FileWords:
             raise ModelFileError(f'{path}: its vocabulary cannot be loaded')
         self._vocab = llama.llama_model_get_vocab(model)
         self.size: int = llama.llama_vocab_n_tokens(self._vocab)
+        self._markers = Markers(engine.user_defined(self._vocab))
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of plain text."""
-        return self._tokenize(text, special=False)
+        return self._markers.plain(text, lambda part: self._tokenize(part, special=False))
 
     def control_token(self, text: str) -> int:
         """Return the id of a control token, or raise ModelFileError."""

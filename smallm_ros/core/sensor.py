@@ -22,6 +22,8 @@ TOPIC = r'^(?:~/|/)?[A-Za-z_][A-Za-z0-9_]*(?:/[A-Za-z_][A-Za-z0-9_]*)*$'
 
 Word = Annotated[str, Field(pattern=r'^[a-z][a-z0-9_-]{0,31}$')]
 Priority = Annotated[int, Field(ge=0, le=9)]
+Angle = Annotated[float, Field(ge=-180, le=180)]
+"""Degrees."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

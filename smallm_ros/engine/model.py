@@ -34,6 +34,7 @@ from smallm_ros.core.errors import (
     WorkerError,
 )
 from smallm_ros.engine.gguf import check_head
+from smallm_ros.engine.markers import Markers
 
 try:
     from llama_cpp import llama_cpp as llama
@@ -265,6 +266,7 @@ class LlamaModel:
         self.name, self.sha256 = name, sha256
         self.threads, self.gpu_layers = threads, gpu_layers
         self.n_vocab = llama.llama_vocab_n_tokens(vocab)
+        self._markers = Markers(user_defined(vocab))
         self.n_ctx = llama.llama_n_ctx(context)
         self.n_batch = llama.llama_n_batch(context)
         self.n_seq_max = llama.llama_n_seq_max(context)
@@ -318,7 +320,7 @@ class LlamaModel:
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of plain text: no control token comes out, whatever the text says."""
-        return self._tokenize(text, parse_special=False)
+        return self._markers.plain(text, self._plain)
 
     def control_token(self, text: str) -> int:
         """Return the id of the control token spelled exactly so, or raise ModelFileError."""
@@ -443,6 +445,9 @@ class LlamaModel:
             llama.llama_model_free(self._model)
             self._model = None
 
+    def _plain(self, text: str) -> list[int]:
+        return self._tokenize(text, parse_special=False)
+
     def _tokenize(self, text: str, *, parse_special: bool) -> list[int]:
         self._open_context()
         raw = text.encode('utf-8', 'replace')
@@ -537,6 +542,15 @@ def requantise(source: Path, target: Path, *, threads: int | None = None) -> Non
     if code != 0:
         target.unlink(missing_ok=True)
         raise ModelFileError(f'{source}: cannot be requantised to Q8_0: {_log.said()}')
+
+
+def user_defined(vocab: llama.llama_vocab_p) -> dict[int, str]:
+    """Return a vocabulary's user-defined tokens, spelling by id: 0.1 s for 131,072 tokens."""
+    return {
+        token: llama.llama_vocab_get_text(vocab, token).decode('utf-8', 'replace')
+        for token in range(llama.llama_vocab_n_tokens(vocab))
+        if llama.llama_vocab_get_attr(vocab, token) & llama.LLAMA_TOKEN_ATTR_USER_DEFINED
+    }
 
 
 def default_threads() -> int:

@@ -6,6 +6,7 @@ milliseconds, and a file can be broken in 300 places without minutes of copying.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,18 @@ WIDTH, HEADS, KV_HEADS, FEED_FORWARD, LAYERS, CONTEXT = 32, 4, 2, 64, 2, 4096
 KV_BYTES_PER_TOKEN = LAYERS * KV_HEADS * 2 * (WIDTH // HEADS) * 2
 
 
-def write(path: Path, *, architecture: str = 'llama', seed: int = 4) -> Path:
+CHATML = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
+PLAIN = 257
+"""Tokens that are text; the control tokens follow."""
+
+
+def write(
+    path: Path, *, architecture: str = 'llama', seed: int = 4, controls: Sequence[str] = CHATML
+) -> Path:
     """Write the file and return its path; skip the test where gguf is not installed."""
     gguf = pytest.importorskip('gguf')
     random = np.random.default_rng(seed)
-    tokens = [*byte_tokens(), 'ab', '<|endoftext|>', '<|im_start|>', '<|im_end|>']
+    tokens = [*byte_tokens(), 'ab', *controls]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(WIDTH)
@@ -32,10 +40,10 @@ def write(path: Path, *, architecture: str = 'llama', seed: int = 4) -> Path:
     writer.add_tokenizer_model('gpt2')
     writer.add_tokenizer_pre('smollm')
     writer.add_token_list(tokens)
-    writer.add_token_types([1] * 257 + [3] * 3)
+    writer.add_token_types([1] * PLAIN + [3] * len(controls))
     writer.add_token_merges(['a b'])
-    writer.add_bos_token_id(257)
-    writer.add_eos_token_id(259)
+    writer.add_bos_token_id(PLAIN)
+    writer.add_eos_token_id(PLAIN + 2)
     half = WIDTH * KV_HEADS // HEADS
     shapes = {'token_embd': (len(tokens), WIDTH), 'output_norm': (WIDTH,)}
     for layer in range(LAYERS):

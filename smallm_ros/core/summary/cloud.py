@@ -1,7 +1,8 @@
 """PointCloud2 -> the nearest distance in each named sector, within a band of heights.
 
 The cloud is reduced where it is converted, once, to a number a sector: what is kept of 64,000
-points is as small as of none. Points that are not finite are no points, whatever `is_dense` says.
+points is as small as of none. Points that are not finite are no points, whatever `is_dense` says,
+nor are those at the sensor's origin: so some drivers say that nothing came back.
 """
 
 from __future__ import annotations
@@ -14,11 +15,19 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from smallm_ros.core.sensor import Finite, NotNegative, Phrase, Positive, Scene, SensorBase, Word
+from smallm_ros.core.sensor import (
+    Angle,
+    Finite,
+    NotNegative,
+    Phrase,
+    Positive,
+    Scene,
+    SensorBase,
+    Word,
+)
 from smallm_ros.core.summary.scan import SECTORS, Bins, Sector, distance, drawn_m
 
 FloatArray = npt.NDArray[np.float32]
-Angle = Annotated[float, Field(ge=-180, le=180)]
 Metres = Annotated[float, Field(ge=-10, le=10)]
 
 
@@ -31,7 +40,7 @@ class Cloud:
     nearest_m: tuple[float, ...]
     """By sector, from base_link along the ground; inf where no point is near."""
     points: int
-    """Finite ones, in the band of heights or not."""
+    """Finite ones, in the band of heights or not, and none at the sensor's origin."""
 
 
 class CloudSensor(SensorBase):
@@ -95,8 +104,9 @@ def reduced(sensor: CloudSensor, x: FloatArray, y: FloatArray, z: FloatArray) ->
     with np.errstate(invalid='ignore', over='ignore'):
         up = _along(turn[2], sensor.mount_z_m, x, y, z)
         # A number that is not finite makes the sum so: one look finds it.
-        points = int(np.isfinite(x + y + up).sum())
-        band = np.flatnonzero((up >= sensor.from_z_m) & (up <= sensor.to_z_m))
+        real = np.isfinite(x + y + up) & ((x != 0) | (y != 0) | (z != 0))
+        points = int(real.sum())
+        band = np.flatnonzero(real & (up >= sensor.from_z_m) & (up <= sensor.to_z_m))
         x, y, z = x[band], y[band], z[band]
         ahead = _along(turn[0], sensor.mount_x_m, x, y, z)
         left = _along(turn[1], sensor.mount_y_m, x, y, z)

@@ -74,7 +74,8 @@ class GridSensor(SensorBase):
             if not (0 <= row < rows and 0 <= column < columns):
                 return (Phrase('robot off the map'),)
         return tuple(
-            Phrase(f'{sector.name} {distance(metres, self.bins, self.within_m, self.far_word)}')
+            Phrase(f'{sector.name} ' + distance(
+                metres, self.bins, self.within_m, self.far_word, self.within_m))
             for sector, metres in zip(
                 self.sectors, self._free(fields, row, column, pose.yaw_rad), strict=True)
         )

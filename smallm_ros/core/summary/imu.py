@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from smallm_ros.core.sensor import Phrase, Positive, Scene, SensorBase, Word
+from smallm_ros.core.sensor import Angle, Phrase, Positive, Scene, SensorBase, Word
 from smallm_ros.core.summary.odometry import STANDING_RAD_S
 from smallm_ros.core.summary.words import Levels, worded
 
@@ -25,7 +25,6 @@ STILL = 0.1
 SIDE_DEG, OVER_DEG = 60.0, 120.0
 """From where on a base lies on its side, and on its back."""
 
-Angle = Annotated[float, Field(ge=-180, le=180)]
 Axis = tuple[float, float, float]
 
 

@@ -26,13 +26,20 @@ class Planar(Protocol):
     """Where the robot is in some frame: an odometry, or a place."""
 
     @property
-    def frame_id(self) -> str: ...  # noqa: D102
+    def frame_id(self) -> str:
+        """The frame of x, y and yaw."""
+
     @property
-    def x_m(self) -> float: ...  # noqa: D102
+    def x_m(self) -> float:
+        """Position."""
+
     @property
-    def y_m(self) -> float: ...  # noqa: D102
+    def y_m(self) -> float:
+        """Position."""
+
     @property
-    def yaw_rad(self) -> float: ...  # noqa: D102
+    def yaw_rad(self) -> float:
+        """Heading, counter-clockwise from the frame's x."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 REP-117 for what is no distance: `-inf` is too near to measure, `inf` is nothing within range, NaN
 is an error. A ranger whose least and greatest range are the same only tells that something is
-there, or not.
+there, or not; where both are 0 its driver left them unset.
 """
 
 from __future__ import annotations
@@ -39,15 +39,17 @@ class RangeSensor(SensorBase):
     bins: Bins = ()
 
     def say(self, fields: Range, scene: Scene) -> tuple[Phrase, ...]:
-        """Return `0.4`, the word of its bin, `far`, `touching` or `unknown`."""
-        metres = fields.range_m
+        """Return `0.4`, the word of its bin, `far`, `over 0.3`, `touching` or `unknown`."""
+        metres, unset = fields.range_m, fields.max_m == 0
+        switch = fields.min_m == fields.max_m and not unset
         if metres == -math.inf:
-            return (Phrase('something' if fields.min_m == fields.max_m else self.near_word),)
-        if fields.min_m == fields.max_m:
-            return (Phrase('nothing' if metres == math.inf else 'unknown'),)
-        if metres < fields.min_m or fields.max_m < metres < math.inf:
+            return (Phrase('something' if switch else self.near_word),)
+        if metres == math.inf and (switch or unset):
+            return (Phrase('nothing'),)
+        if switch or not (unset or fields.min_m <= metres <= fields.max_m or metres == math.inf):
             metres = math.nan  # to be discarded, says the message
-        return (Phrase(distance(metres, self.bins, self.far_m, self.far_word)),)
+        return (Phrase(distance(
+            metres, self.bins, self.far_m, self.far_word, fields.max_m)),)
 
     def draw(self, random: np.random.Generator) -> Range:
         """Return one as often in one bin as in another."""

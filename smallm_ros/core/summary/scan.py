@@ -141,7 +141,8 @@ class ScanSensor(SensorBase):
         Then, where they are asked for, `gap 20 deg right` and `open 60%`.
         """
         said = [
-            Phrase(f'{sector.name} {distance(metres, self.bins, self.far_m, self.far_word)}')
+            Phrase(f'{sector.name} ' + distance(
+                metres, self.bins, self.far_m, self.far_word, fields.range_max_m))
             for sector, metres in zip(self.sectors, nearest(self, fields), strict=True)
         ]
         if self.gaps is not None:
@@ -166,10 +167,17 @@ class ScanSensor(SensorBase):
         )
 
 
-def distance(metres: float, bins: tuple[Bin, ...], far_m: float, far_word: str) -> str:
-    """Return a distance as the word of its bin, as a number, as far, or unknown where NaN."""
+def distance(
+    metres: float, bins: tuple[Bin, ...], far_m: float, far_word: str, seen_m: float = math.inf
+) -> str:
+    """Return a distance as the word of its bin, as a number, as far, or unknown where NaN.
+
+    Infinite is nothing as far as was seen, `seen_m`: `over 3.5` where that is not yet far.
+    """
     if math.isnan(metres):
         return 'unknown'
+    if metres == math.inf and seen_m < (bins[-1].below_m if bins else far_m):
+        return f'over {math.floor(10 * seen_m) / 10:.1f}'
     for part in bins:
         if metres < part.below_m:
             return part.word

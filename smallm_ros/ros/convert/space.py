@@ -74,15 +74,18 @@ def cloud(msg: Any, sensor: CloudSensor) -> Cloud:
         operator.index(n) for n in (msg.width, msg.height, msg.point_step, msg.row_step))
     if min(width, height, step, row) < 0 or width * height > MAX_POINTS:
         raise DroppedError(f'PointCloud2: {width} x {height} points, at most {MAX_POINTS}')
+    head = stamp_ns(msg.header.stamp), frame(msg.header.frame_id)
+    if not width * height:
+        return Cloud(*head, (math.nan,) * len(sensor.sectors), 0)
     kind = _point(msg, step)
     if data.nbytes > MAX_CLOUD_BYTES or row < width * step or data.nbytes < row * height:
         raise DroppedError(f'PointCloud2: {data.nbytes} bytes in rows of {row} are no {width} x '
                            f'{height} points of {step}')
     rows = np.frombuffer(data, np.uint8, row * height).reshape(height, row)[:, :width * step]
     points = np.ascontiguousarray(rows).reshape(-1).view(kind)
-    x, y, z = (np.ascontiguousarray(points[axis], np.float32) for axis in 'xyz')
-    return Cloud(stamp_ns(msg.header.stamp), frame(msg.header.frame_id),
-                 *reduced(sensor, x, y, z))
+    with np.errstate(over='ignore'):  # a double beyond float32 is no point
+        x, y, z = (np.ascontiguousarray(points[axis], np.float32) for axis in 'xyz')
+    return Cloud(*head, *reduced(sensor, x, y, z))
 
 
 def _point(msg: Any, step: int) -> np.dtype[np.void]:
@@ -94,12 +97,14 @@ def _point(msg: Any, step: int) -> np.dtype[np.void]:
     for field in msg.fields:
         if field.name in ('x', 'y', 'z'):
             kind, offset = FLOATS.get(operator.index(field.datatype)), operator.index(field.offset)
-            if kind is None or not 0 <= offset <= step - int(kind[1]):
-                raise DroppedError(f'PointCloud2: {field.name} of datatype {field.datatype} at '
-                                   f'{field.offset} is no float within {step} bytes')
+            alone = operator.index(field.count) <= 1 and field.name not in formats
+            if kind is None or not alone or not 0 <= offset <= step - int(kind[1]):
+                raise DroppedError(f'PointCloud2: {field.name} of datatype {field.datatype}, '
+                                   f'{field.count} at {field.offset}, is no float within {step} '
+                                   'bytes, or stands twice')
             formats[field.name], offsets[field.name] = order + kind, offset
     if len(formats) < 3:
-        names = ', '.join(str(field.name)[:16] for field in msg.fields)
+        names = ', '.join(repr(str(field.name)[:16]) for field in msg.fields)
         raise DroppedError(f'PointCloud2: no x, y and z among the fields {names[:100]}')
     return np.dtype({'names': list(formats), 'formats': list(formats.values()),
                      'offsets': list(offsets.values()), 'itemsize': step})
