@@ -32,5 +32,6 @@ def message_class(type_name: str) -> type:
 
 def types_of(type_name: str) -> Mapping[str, str]:
     """Return the types of a message's fields by name: `{'position': 'geometry_msgs/Point'}`."""
+    # Every message class has it; rclpy generates them, so that mypy sees a bare type.
     found: Mapping[str, str] = message_class(type_name).get_fields_and_field_types()  # type: ignore[attr-defined]
     return found

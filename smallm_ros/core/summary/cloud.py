@@ -62,6 +62,8 @@ class CloudSensor(SensorBase):
     beyond_m: NotNegative = 0.0
     """Points nearer to base_link than this are the robot's own body."""
     sectors: tuple[Sector, ...] = Field(default=SECTORS, min_length=1, max_length=16)
+    """Only those into which it looks: from where a camera does not look no point comes, and that
+    is `far`. The default is for a lidar that looks all around."""
     far_m: Positive = 5.0
     far_word: Word = 'far'
     bins: Bins = ()
